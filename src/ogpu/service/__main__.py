@@ -1,0 +1,7 @@
+"""``python -m ogpu.service``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""The registry of what the source exposes. Filled while the source is imported, read afterwards.
+
+Runs in every process that imports the source: the front, spawned workers, and a handler's own
+children. ``get_handlers`` and its three siblings keep the names and shapes of the frozen module.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+HandlerFunction = Callable[[Any], Any]
+InitFunction = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A function of the source that runs tasks: one pydantic model in, one out."""
+
+    function: HandlerFunction
+    input_model: type[BaseModel]
+    output_model: type[BaseModel]
+    timeout_s: float | None = None
+    is_async: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
+
+    @property
+    def name(self) -> str:
+        """The function's name, which is the task's ``function``."""
+        return self.function.__name__
+
+
+_handlers: dict[str, Handler] = {}
+_init_function: InitFunction | None = None
+
+
+def register(handler: Handler) -> None:
+    """Add a handler.
+
+    Raises:
+        ValueError: a handler of that name is registered already.
+    """
+    if handler.name in _handlers:
+        raise ValueError(f"A handler named `{handler.name}` is already registered.")
+    _handlers[handler.name] = handler
+
+
+def registered() -> dict[str, Handler]:
+    """Return the handlers by name, in the order of their registration."""
+    return dict(_handlers)
+
+
+def add_handler(
+    fn: HandlerFunction, input_model: type[BaseModel], output_model: type[BaseModel]
+) -> None:
+    """Register a handler without a timeout (a name of the frozen module; ``expose`` checks more)."""
+    register(Handler(fn, input_model, output_model))
+
+
+def get_handlers() -> list[tuple[HandlerFunction, type[BaseModel], type[BaseModel]]]:
+    """Return ``(function, input model, output model)`` of each handler."""
+    return [(h.function, h.input_model, h.output_model) for h in _handlers.values()]
+
+
+def add_init_handler(fn: InitFunction) -> None:
+    """Register the init function.
+
+    Raises:
+        ValueError: there is one already.
+    """
+    global _init_function  # noqa: PLW0603 - the registry is the module, as in the frozen one
+    if _init_function is not None:
+        raise ValueError(
+            f"An init handler `{_init_function.__name__}` is already registered. "
+            "Only one init function is allowed."
+        )
+    _init_function = fn
+
+
+def get_init_handler() -> InitFunction | None:
+    """Return the init function, or None when the source has none."""
+    return _init_function

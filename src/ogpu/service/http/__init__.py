@@ -1,0 +1,1 @@
+"""The front's HTTP side: it reads and answers requests, and calls no handler."""

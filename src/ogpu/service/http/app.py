@@ -1,0 +1,114 @@
+"""The FastAPI application: routes, documentation, errors. Runs in the front.
+
+Every handler has a documented route of its own; what answers there is the plain ASGI endpoint of
+``run.py``. The function that FastAPI reads the documentation from is never called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..config import SDK_VERSION, Settings
+from ..handler import Handler
+from ..journal import MemoryJournal
+from ..pool.supervisor import Supervisor
+from .health import Health
+from .problem import Problem
+from .run import RunEndpoint, Waiters
+from .schema import Accepted, ProblemView, TaskView
+from .tasks import TaskReader
+
+_RUN_RESPONSES: dict[int | str, dict[str, Any]] = {
+    202: {"description": "Accepted: the task will end in one terminal state", "model": Accepted},
+    404: {"description": "Unknown function", "model": ProblemView},
+    409: {"description": "The task is active with another input", "model": ProblemView},
+    413: {"description": "The body is larger than OGPU_MAX_BODY_BYTES", "model": ProblemView},
+    503: {"description": "Draining, or the queue is full; see Retry-After", "model": ProblemView},
+}
+
+
+def create_app(
+    settings: Settings,
+    handlers: dict[str, Handler],
+    journal: MemoryJournal,
+    supervisor: Supervisor,
+    waiters: Waiters,
+) -> FastAPI:
+    """Build the application."""
+    app = FastAPIOffline(
+        title="OpenGPU Service",
+        version=SDK_VERSION,
+        description="POST a task to /run/{function}/{task_address}; GET it under /tasks.",
+    )
+
+    def endpoint(handler: Handler | None) -> RunEndpoint:
+        timeout_s = (handler.timeout_s if handler else None) or settings.task_timeout
+        return RunEndpoint(
+            handler, timeout_s, settings.max_body_bytes, journal, supervisor, waiters
+        )
+
+    for handler in handlers.values():
+        _document_run(app, handler).app = endpoint(handler)
+    app.router.routes.append(
+        Route("/run/{function}/{task_address}", endpoint(None), methods=["POST"])
+    )
+    health, reader = Health(supervisor), TaskReader(journal)
+    _get(app, "/tasks/{task_address}", reader.get, "A task: its state, result or error")
+    _get(app, "/healthz", health.healthz, "Liveness: the event loop answers")
+    _get(app, "/readyz", health.readyz, "Readiness: a task would run now; 503 with a reason if not")
+    _get(app, "/workers", health.workers, "The pool, slot by slot")
+    app.add_exception_handler(HTTPException, _as_problem)
+    return app
+
+
+def _document_run(app: FastAPI, handler: Handler) -> APIRoute:
+    async def described(task_address: str, data: Any) -> None:
+        """See ``RunEndpoint``."""
+
+    described.__doc__ = handler.function.__doc__
+    described.__annotations__["data"] = handler.input_model
+    app.add_api_route(
+        f"/run/{handler.name}/{{task_address}}",
+        described,
+        methods=["POST"],
+        status_code=202,
+        name=handler.name,
+        operation_id=f"run_{handler.name}",
+        responses={
+            200: {
+                "description": "With `Prefer: wait=S`: the task, which ended within S seconds",
+                "model": TaskView[handler.output_model],  # type: ignore[name-defined]  # a value
+            },
+            **_RUN_RESPONSES,
+        },
+        tags=["run"],
+    )
+    route = app.router.routes[-1]
+    assert isinstance(route, APIRoute)
+    return route
+
+
+def _get(
+    app: FastAPI, path: str, call: Callable[[Request], Awaitable[Response]], summary: str
+) -> None:
+    app.add_api_route(path, call, methods=["GET"], summary=summary, tags=["service"])
+
+
+async def _as_problem(_: Request, error: Exception) -> Response:
+    """Answer what the router refuses (404, 405) in the same shape as everything else."""
+    assert isinstance(error, HTTPException)
+    slug = error.detail.lower().replace(" ", "-")
+    response = Problem(error.status_code, slug, error.detail).response(
+        "This path or method does not exist here; see /docs."
+    )
+    response.headers.update(error.headers or {})
+    return response

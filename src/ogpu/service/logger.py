@@ -1,0 +1,197 @@
+"""The service's logger: ``ogpu.service.logger``, its three extra levels, its formats, and Sentry.
+
+Runs in every process. In the front it writes to stderr: plain, coloured on a terminal, or JSON. In
+a worker each record becomes one marked line of output (``wire.encode_log``), which the front reads
+with everything else that the worker prints, and logs again with the slot and the task beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from types import ModuleType
+from typing import TextIO, cast
+
+from . import config, wire
+
+SUCCESS_LEVEL = 25
+TIMEOUT_LEVEL = 35
+FAIL_LEVEL = 45
+
+_RESET = "\x1b[0m"
+# level name: (label, ANSI colour); labels and colours are those of the frozen module
+_THEMES = {
+    "DEBUG": ("DEBUG", "\x1b[34m"),
+    "INFO": ("INFO", "\x1b[32m"),
+    "SUCCESS": ("✅ SUCCESS", "\x1b[36m"),
+    "WARNING": ("WARNING", "\x1b[33m"),
+    "TIMEOUT": ("⏱️  TIMEOUT", "\x1b[95m"),
+    "ERROR": ("ERROR", "\x1b[31m"),
+    "FAIL": ("❌ FAIL", "\x1b[31m"),
+    "CRITICAL": ("CRITICAL", "\x1b[35m"),
+}
+
+
+class ServiceLogger(logging.Logger):
+    """The type of ``logger``: ``logging.Logger`` with the three outcomes of a task."""
+
+    def task_success(self, message: object, *args: object) -> None:
+        """Log at SUCCESS (25): a task succeeded."""
+        if self.isEnabledFor(SUCCESS_LEVEL):
+            self._log(SUCCESS_LEVEL, message, args)
+
+    def task_timeout(self, message: object, *args: object) -> None:
+        """Log at TIMEOUT (35), and to Sentry as a warning: a task passed its deadline."""
+        if self.isEnabledFor(TIMEOUT_LEVEL):
+            self._log(TIMEOUT_LEVEL, message, args)
+            _capture(message, args, "warning")
+
+    def task_fail(self, message: object, *args: object) -> None:
+        """Log at FAIL (45), and to Sentry as an error: a task failed."""
+        if self.isEnabledFor(FAIL_LEVEL):
+            self._log(FAIL_LEVEL, message, args)
+            _capture(message, args, "error")
+
+
+class PlainFormatter(logging.Formatter):
+    """One line a record, as the frozen module writes it; coloured where that can be seen."""
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self._colour = colour
+        self._second = -1
+        self._time_text = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        label, colour = _THEMES.get(record.levelname, (record.levelname, ""))
+        text = f"[{self._time(record.created)}] {label:<11} {_place(record)}{record.getMessage()}"
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        if not self._colour:
+            return text
+        return text.replace(label, f"{colour}{label}{_RESET}", 1)
+
+    def _time(self, created: float) -> str:
+        second = int(created)
+        if second != self._second:  # strftime once a second: it costs as much as all the rest
+            self._second = second
+            self._time_text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return self._time_text
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and slot and task where known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key in ("slot", "task_address"):
+            value = getattr(record, key, None)
+            if value is not None:
+                entry[key] = value
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+class _WorkerFormatter(logging.Formatter):
+    """A marked line for the front, which formats the record for good."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        return wire.encode_log(record.levelno, text)
+
+
+def _place(record: logging.LogRecord) -> str:
+    """Tell which worker and task a record came from; nothing for the front's own."""
+    slot = getattr(record, "slot", None)
+    if slot is None:
+        return ""
+    address = getattr(record, "task_address", None)
+    return f"[worker {slot}] " if address is None else f"[worker {slot} {address}] "
+
+
+def configure_front(level: str, log_format: str) -> None:
+    """Choose the format and the level of everything this process logs (called by start())."""
+    colour = log_format == "auto" and sys.stderr.isatty()
+    _handler.setFormatter(JsonFormatter() if log_format == "json" else PlainFormatter(colour=colour))
+    logger.setLevel(level)
+    # uvicorn's complaints about broken connections and the like take the same way out.
+    uvicorn_logger = logging.getLogger("uvicorn.error")
+    uvicorn_logger.handlers = [_handler]
+    uvicorn_logger.propagate = False
+
+
+def configure_worker(level: str) -> None:
+    """Hand records to the front as marked lines (called first thing in a worker)."""
+    _handler.setFormatter(_WorkerFormatter())
+    logger.setLevel(level)
+
+
+def enable_sentry() -> None:
+    """Report failures and timeouts to Sentry when ``OGPU_SDK_SENTRY_DSN`` is set.
+
+    Called after the fork, in the front and in each worker: the SDK's threads do not survive one.
+    """
+    global _sentry  # noqa: PLW0603 - one client a process, as sentry_sdk has it
+    if not config.SENTRY_DSN:
+        return
+    try:
+        import sentry_sdk  # noqa: PLC0415 - an extra, and only where it is asked for
+    except ImportError:
+        logger.warning(
+            "OGPU_SDK_SENTRY_DSN is set, but sentry-sdk is not installed: "
+            'pip install "ogpu-service[sentry]"'
+        )
+        return
+    sentry_sdk.init(
+        dsn=config.SENTRY_DSN,
+        traces_sample_rate=0.1,
+        environment="production",
+        release=config.SDK_VERSION,
+    )
+    sentry_sdk.set_tag("source_address", config.SOURCE_ADDRESS)
+    sentry_sdk.set_tag("provider_address", config.PROVIDER_ADDRESS)
+    sentry_sdk.set_tag("protocol_version", config.PROTOCOL_VERSION)
+    _sentry = sentry_sdk
+
+
+def flush_sentry(timeout_s: float) -> None:
+    """Wait until Sentry has been told everything (workers leave without running atexit)."""
+    if _sentry is not None:
+        _sentry.flush(timeout=timeout_s)
+
+
+def _capture(message: object, args: tuple[object, ...], level: str) -> None:
+    if _sentry is not None:
+        text = str(message) % args if args else str(message)
+        _sentry.capture_message(text, level=level)
+
+
+def _make_logger() -> ServiceLogger:
+    """Build the logger, and give the three methods to every other logger as the frozen one did."""
+    for number, name in ((SUCCESS_LEVEL, "SUCCESS"), (TIMEOUT_LEVEL, "TIMEOUT"), (FAIL_LEVEL, "FAIL")):
+        logging.addLevelName(number, name)
+        method = f"task_{name.lower()}"
+        setattr(logging.Logger, method, getattr(ServiceLogger, method))
+    made = cast(ServiceLogger, logging.getLogger("ogpu.service"))
+    made.propagate = False  # it formats for itself; "ogpu" belongs to the rest of that SDK
+    made.setLevel(logging.INFO)
+    if not made.handlers:
+        made.addHandler(_handler)
+    return made
+
+
+_sentry: ModuleType | None = None
+_handler: logging.StreamHandler[TextIO] = logging.StreamHandler()
+_handler.setFormatter(PlainFormatter(colour=sys.stderr.isatty()))
+logger = _make_logger()

@@ -1,0 +1,81 @@
+"""What is known of a task's end, put into the words of the record. Pure functions.
+
+What a worker says is not trusted: a handler can write to its channel. Texts are made of what UTF-8
+can say, and a reason outside the closed set breaks the channel.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+
+from .. import wire
+from ..errors import FailureReason, TaskError, WireError
+from ..journal import Outcome
+from ..task import Task, TaskState
+
+
+def succeeded(result: bytes) -> Outcome:
+    """The handler returned a result."""
+    return Outcome(TaskState.SUCCEEDED, result=result)
+
+
+def failed_in_worker(failed: wire.Failed) -> Outcome:
+    """The handler raised, or returned what is no result; its worker is well.
+
+    Raises:
+        WireError: the worker gives a reason that does not exist.
+    """
+    try:
+        reason = FailureReason(failed.reason)
+    except ValueError as error:
+        raise WireError(f"unknown failure reason {failed.reason!r}") from error
+    error_record = TaskError(
+        reason,
+        message=_text(failed.message) or "",
+        exception=_text(failed.exception),
+        traceback=_text(failed.traceback),
+    )
+    return Outcome(TaskState.FAILED, error=error_record)
+
+
+def timed_out(task: Task, output: str | None) -> Outcome:
+    """The task passed its deadline, and its worker is being killed."""
+    message = f"`{task.function}` timed out after {task.timeout_s:g} s; its worker was killed"
+    killed_by = int(signal.SIGKILL)
+    error = TaskError(FailureReason.TIMED_OUT, message, signal=killed_by, output=output)
+    return Outcome(TaskState.TIMED_OUT, error=error)
+
+
+def worker_died(task: Task, slot: int, gone: wire.Gone, output: str | None) -> Outcome:
+    """The worker ended by itself while it ran the task."""
+    error = TaskError(
+        FailureReason.WORKER_DIED,
+        f"worker {slot} {describe_end(gone)} while it ran `{task.function}`",
+        signal=gone.signal,
+        exit_code=gone.exit_code,
+        output=output,
+    )
+    return Outcome(TaskState.FAILED, error=error)
+
+
+def with_output(outcome: Outcome, output: str | None) -> Outcome:
+    """Add the last lines of output to a failure."""
+    assert outcome.error is not None
+    return replace(outcome, error=replace(outcome.error, output=output))
+
+
+def describe_end(gone: wire.Gone) -> str:
+    """Say how a process ended: by which signal, or with which exit code."""
+    if gone.signal is None:
+        return f"exited with code {gone.exit_code}"
+    try:
+        return f"was ended by {signal.Signals(gone.signal).name}"
+    except ValueError:  # real-time signals have no names
+        return f"was ended by signal {gone.signal}"
+
+
+def _text(value: object) -> str | None:
+    if value is None:
+        return None
+    return str(value).encode("utf-8", "backslashreplace").decode()[: wire.MAX_TEXT_CHARS + 1]

@@ -1,0 +1,112 @@
+"""One worker process as the front sees it: its channel, its output, and the way to kill it.
+
+Runs in the front. It reports to a ``WorkerEvents``; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from typing import Protocol, cast
+
+from .. import wire
+from ..errors import WireError
+from .output import WorkerOutput
+
+
+class WorkerEvents(Protocol):
+    """Who wants to know what a worker says."""
+
+    def on_message(self, message: wire.Message, payload: bytes) -> None:
+        """Take a message from the worker."""
+
+    def on_channel_error(self, error: WireError) -> None:
+        """Take notice that the worker does not speak the protocol any more."""
+
+    def on_channel_closed(self) -> None:
+        """Take notice that the worker's end of the channel is closed."""
+
+
+class WorkerProcess(asyncio.Protocol):
+    """A live worker: descriptors that came with Launched, and the frames on them."""
+
+    def __init__(  # noqa: PLR0913 - what Launched carries, and whom to tell
+        self,
+        launched: wire.Launched,
+        channel_fd: int,
+        output_fd: int,
+        pidfd: int,
+        max_payload_bytes: int,
+        events: WorkerEvents,
+    ) -> None:
+        self.pid = launched.pid
+        self.output = WorkerOutput(output_fd, launched.slot)
+        # True when the worker's end was closed with orders in it that nobody had read.
+        self.orders_unread = False
+        self._channel_fd = channel_fd
+        self._pidfd = pidfd
+        self._decoder = wire.FrameDecoder(max_payload_bytes)
+        self._events = events
+        self._transport: asyncio.Transport | None = None
+        self._closed = asyncio.get_running_loop().create_future()
+
+    async def connect(self) -> None:
+        """Begin to read the channel."""
+        channel = socket.socket(fileno=self._channel_fd)
+        channel.setblocking(False)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=channel)
+
+    def send(self, message: wire.Message, payload: bytes = b"") -> None:
+        """Send a frame; what does not fit into the socket at once is sent as the worker reads."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(wire.encode_frame(message, payload))
+        else:
+            self.orders_unread = True
+
+    def kill(self) -> None:
+        """Kill the worker. Its pidfd cannot mean any other process; a dead one stays dead."""
+        if self._pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except ProcessLookupError:  # it is dead already, and Gone is on its way
+                return
+
+    def dismiss(self) -> None:
+        """Let an idle worker leave by itself: it reads the end of its channel."""
+        if self._transport is not None:
+            self._transport.close()
+
+    async def bury(self) -> None:
+        """Take the last words of a worker that is gone, and give its descriptors back."""
+        # Nothing is left that could hold the other end, so the end of the channel is near.
+        await asyncio.wait([self._closed], timeout=5.0)
+        if self._transport is not None:
+            self._transport.abort()
+        self.output.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by isinstance
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message, payload in self._decoder.feed(data):
+                self._events.on_message(message, payload)
+        except WireError as error:
+            assert self._transport is not None
+            self._transport.abort()
+            self._events.on_channel_error(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        # unix(7): closing a stream socket with unread data in it resets the peer.
+        if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+            self.orders_unread = True
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self._events.on_channel_closed()

@@ -1,0 +1,91 @@
+"""Facts about processes that more than one room needs, straight from the kernel (Linux).
+
+A leaf of the house: it imports nothing of ours. Names in parentheses are the man pages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+from .errors import PlatformError
+
+# <linux/prctl.h>
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def require_platform() -> None:
+    """Check that processes can be supervised here.
+
+    Raises:
+        PlatformError: this is not Linux with pidfd (kernel 5.3 or newer).
+    """
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+        raise PlatformError("ogpu.service needs Linux and a Python that was built with pidfd_open")
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        raise PlatformError(
+            f"this kernel or its seccomp profile does not offer pidfd_open ({error}); "
+            "Linux 5.3 or newer is needed"
+        ) from error
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+
+
+def become_subreaper() -> None:
+    """Let every orphan below this process become its child (PR_SET_CHILD_SUBREAPER(2const))."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(expected_parent: int) -> None:
+    """Be killed when the parent dies, whatever this process does then (PR_SET_PDEATHSIG(2const)).
+
+    A parent that died before the call would go unnoticed, hence the comparison after it.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != expected_parent:
+        os._exit(1)
+
+
+def thread_count() -> int:
+    """Count the threads of this process, those of C libraries included (proc_pid_task(5))."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def own_children() -> set[int]:
+    """Return the pids of this process's children; call it from a single-threaded process.
+
+    A child stays listed, as a zombie at least, until it is waited for, and its pid cannot be
+    reused before: whoever is the only one to wait for a child may signal it by its pid.
+    """
+    pid = os.getpid()
+    try:
+        listed = Path(f"/proc/self/task/{pid}/children").read_text(encoding="ascii")
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return _children_by_scan(pid)
+    return {int(child) for child in listed.split()}
+
+
+def _children_by_scan(parent: int) -> set[int]:
+    found = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            stat = Path(f"/proc/{entry}/stat").read_text(encoding="ascii", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):  # it ended between listing and reading
+            continue
+        # proc_pid_stat(5): "pid (comm) state ppid …", and comm may hold spaces and parentheses
+        if int(stat.rpartition(")")[2].split()[1]) == parent:
+            found.add(int(entry))
+    return found

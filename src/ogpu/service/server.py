@@ -1,0 +1,142 @@
+"""``start()``: what the source calls last. It knows its role, makes the template, and serves.
+
+Runs in the front, until the event loop starts in ``front.serve``:
+
+1. In a worker, or while the source is imported again: return at once.
+2. Read the settings. An invalid one ends the program (exit code 2) before anything has begun.
+3. Make the template, while this process still has one thread: fork it, or where a fork is not
+   safe, start it as a fresh interpreter. Order the first worker, which begins with @init.
+4. Only now import the web server, beside that @init. Serve until SIGTERM, SIGINT or the end of
+   the pool. Exit code 3: the first worker failed; 4: the pool could not be kept alive.
+
+However this process ends, its end of the template's control socket is closed with it, and the
+template then ends every worker and whatever they started.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from .config import CALLBACK_URL, Settings, describe, load_settings
+from .errors import ServiceError
+from .handler import registered
+from .logger import configure_front, enable_sentry, logger
+from .processes import require_platform
+from .role import may_serve
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_FIRST_GENERATION = 1
+
+
+def start(**overrides: Any) -> None:
+    """Serve the registered handlers; block until the end of a drain.
+
+    Args:
+        overrides: settings by name, such as ``port=8080``; they win over the environment.
+
+    Raises:
+        SystemExit: 2 for an invalid setting or platform, 3 when the first worker fails, 4 when
+            the pool cannot be kept alive. The log says why.
+
+    Example:
+        >>> ogpu.service.start()
+    """
+    if not may_serve():
+        return
+    try:
+        settings = load_settings(**overrides)
+        configure_front(settings.log_level, settings.log_format)
+        require_platform()
+        with _leaving_on_signals():
+            _serve(settings)
+    except ServiceError as error:
+        logger.critical("%s", error)
+        raise SystemExit(error.exit_code) from error
+
+
+def send_callback(task_address: str, result: dict[str, Any]) -> None:
+    """Post a result to ``{CALLBACK_URL}/{task_address}``, once, and wait for the answer.
+
+    Kept for sources that call it themselves; the service delivers results through its outbox.
+    """
+    if not CALLBACK_URL:
+        logger.info("No callback address configured, skipping callback for task: %s", task_address)
+        return
+    request = urllib.request.Request(  # noqa: S310 - the operator's own URL
+        f"{CALLBACK_URL}/{task_address}",
+        data=json.dumps(result).encode(),
+        headers={"content-type": "application/json"},
+        method="POST",
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30):  # noqa: S310 - as above
+            logger.info("Callback sent for task: %s", task_address)
+    except urllib.error.HTTPError as error:
+        logger.error("Failed to send callback: %s %s", error.code, error.reason)
+
+
+def _serve(settings: Settings) -> None:
+    handlers = registered()
+    logger.info("Starting OpenGPU Service with %d handler(s)", len(handlers))
+    logger.info("%s", describe(settings))
+    pid, control, method = _make_template(settings.start_method)
+    with control:
+        # Beyond this line the process may have threads. The first worker's @init runs meanwhile.
+        from .pool.launcher import Launcher  # noqa: PLC0415 - asyncio
+
+        launcher = Launcher(pid, control, method)
+        launcher.launch(0, _FIRST_GENERATION, settings.max_result_bytes, settings.log_level)
+        enable_sentry()
+
+        import uvloop  # noqa: PLC0415 - the front's libraries are not for template and workers
+
+        from .front import serve  # noqa: PLC0415 - the same
+
+        uvloop.run(serve(settings, handlers, launcher))
+
+
+def _make_template(start_method: str) -> tuple[int, socket.socket, str]:
+    from .worker.hazards import fork_hazard  # noqa: PLC0415 - only the front asks
+    from .worker.template import exec_template, fork_template  # noqa: PLC0415 - the same
+
+    method = start_method
+    if start_method == "auto":
+        hazard = fork_hazard()
+        method = "fork" if hazard is None else "spawn"
+        if hazard is not None:
+            logger.warning("Workers are spawned, since a fork is not safe: %s", hazard)
+    pid, control = fork_template() if method == "fork" else exec_template()
+    logger.info("Workers are made by %s (template: pid %d)", method, pid)
+    return pid, control, method
+
+
+@contextmanager
+def _leaving_on_signals() -> Iterator[None]:
+    """Leave at once on a stop signal until the event loop takes the signals over.
+
+    As PID 1 of a container this process would not even notice a SIGTERM without a handler.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers; whoever started us here stops us, too
+        return
+    before = {number: signal.signal(number, _leave) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _leave(number: int, _: FrameType | None) -> NoReturn:
+    logger.info("%s while starting: leaving", signal.Signals(number).name)
+    sys.exit(0)

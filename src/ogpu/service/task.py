@@ -1,0 +1,125 @@
+"""A task and its life: the states, and which may follow which.
+
+    accepted → queued → running → succeeded · failed · timed_out · cancelled
+                 ↑         │
+                 └─────────┘  the worker was lost before it took the task
+
+Runs in the front. ``Journal`` alone calls ``Task.advance``, so that every transition is recorded
+and told to whoever must act on it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from enum import Enum
+
+from .errors import TaskError
+
+
+class TaskState(str, Enum):
+    """Where a task is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """True when nothing can follow."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.QUEUED: frozenset({TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED}),
+    TaskState.RUNNING: frozenset(
+        {
+            TaskState.QUEUED,
+            TaskState.SUCCEEDED,
+            TaskState.FAILED,
+            TaskState.TIMED_OUT,
+            TaskState.CANCELLED,
+        }
+    ),
+    TaskState.SUCCEEDED: frozenset(),
+    TaskState.FAILED: frozenset(),
+    TaskState.TIMED_OUT: frozenset(),
+    TaskState.CANCELLED: frozenset(),
+}
+
+
+class CallbackState(str, Enum):
+    """Where the delivery of a task's result is."""
+
+    NONE = "none"
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+@dataclass
+class Callback:
+    """The delivery of a task's result: how often it was tried, and what went wrong last."""
+
+    state: CallbackState = CallbackState.NONE
+    attempts: int = 0
+    last_error: str | None = None
+
+
+@dataclass(frozen=True)
+class WorkerReference:
+    """Which worker ran a task."""
+
+    slot: int
+    generation: int
+    pid: int
+    device: str | None = None
+
+
+class IllegalTransitionError(Exception):
+    """Raised when a task is asked to go where its state does not lead: a defect of this package."""
+
+
+@dataclass(eq=False)
+class Task:
+    """One accepted request. ``(function, address)`` names it; ``id`` tells one run from the next."""
+
+    function: str
+    address: str
+    input: bytes
+    timeout_s: float | None = None
+    id: str = field(default_factory=lambda: f"task_{uuid.uuid4().hex}")
+    state: TaskState = TaskState.QUEUED
+    attempt: int = 1
+    accepted_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    deadline: datetime | None = None
+    worker: WorkerReference | None = None
+    result: bytes | None = None
+    error: TaskError | None = None
+    callback: Callback = field(default_factory=Callback)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The task's name: function and address."""
+        return (self.function, self.address)
+
+    @property
+    def is_active(self) -> bool:
+        """True while a POST of the same name would join this task and not start a new one."""
+        return not self.state.is_terminal or self.callback.state is CallbackState.PENDING
+
+    def advance(self, to: TaskState) -> None:
+        """Go to the next state.
+
+        Raises:
+            IllegalTransitionError: it does not follow the present one.
+        """
+        if to not in TRANSITIONS[self.state]:
+            raise IllegalTransitionError(f"{self.key}: {self.state.value} → {to.value}")
+        self.state = to

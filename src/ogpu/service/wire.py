@@ -1,0 +1,224 @@
+"""Every message that crosses between front, template and worker, and how it is framed.
+
+The one file that both sides of the house import. What crosses is JSON and plain bytes; nothing is
+pickled, so neither side can be made to run the other's code, and a version number comes first.
+
+A frame on a worker's channel (a stream):
+
+    4 bytes   length of the header, big endian
+    4 bytes   length of the payload
+    header    a JSON array: the message's name, then its fields in order
+    payload   the input or the output of a task: the JSON bytes as they came
+
+A packet on the template's control socket (SOCK_SEQPACKET) is a header alone; file descriptors
+travel beside it. A worker's stdout and stderr carry lines; a line that starts with LOG_MARK is a
+log record: ``[level, text]`` as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Union
+
+from .errors import WireError
+
+PROTOCOL_VERSION = 1
+
+_LENGTHS = struct.Struct("!II")
+# A header holds names, numbers and at most a traceback that was cut to MAX_TEXT_CHARS.
+MAX_HEADER_BYTES = 1024 * 1024
+MAX_TEXT_CHARS = 64 * 1024
+# The largest packet on the control socket; a launch order is below 10 kB.
+MAX_PACKET_BYTES = 128 * 1024
+
+LOG_MARK = "\x1e"
+
+
+# --- front → template
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Make a worker for a slot: by fork, or by a fresh interpreter that imports the source."""
+
+    slot: int
+    generation: int
+    method: str
+    max_result_bytes: int
+    log_level: str
+
+
+# --- template → front
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A worker exists. With it: its channel, the read end of its output, its pidfd."""
+
+    slot: int
+    generation: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class LaunchFailed:
+    """No worker could be made (no memory, no process left); nothing is left of the attempt."""
+
+    slot: int
+    generation: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A worker has been reaped and nothing that it started is left."""
+
+    slot: int
+    generation: int
+    exit_code: int | None
+    signal: int | None
+
+
+# --- front → worker
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a task; the payload is its input. ``run`` numbers the attempt, so that answers match."""
+
+    run: int
+    function: str
+    task_address: str
+
+
+# --- worker → front
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker ran @init and takes tasks. Always the first message, unless init failed."""
+
+    protocol_version: int
+    functions: list[str]
+    init_s: float
+
+
+@dataclass(frozen=True)
+class InitFailed:
+    """Importing the source or running @init failed; the worker exits."""
+
+    exception: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task succeeded; the payload is the output model's JSON."""
+
+    run: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A task failed inside a worker that is well: an exception, or an unusable result."""
+
+    run: int
+    reason: str
+    message: str
+    exception: str | None
+    traceback: str | None
+
+
+Message = Union[Launch, Launched, LaunchFailed, Gone, Run, Ready, InitFailed, Done, Failed]
+_TYPES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (Launch, Launched, LaunchFailed, Gone, Run, Ready, InitFailed, Done, Failed)
+}
+_FIELD_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in _TYPES.values()}
+_encode_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def encode_header(message: Message) -> bytes:
+    """Turn a message into its header."""
+    kind = type(message)
+    values = [getattr(message, name) for name in _FIELD_NAMES[kind]]
+    return _encode_json([kind.__name__, *values]).encode()
+
+
+def decode_header(header: bytes) -> Message:
+    """Turn a header back into its message.
+
+    Raises:
+        WireError: it is not JSON, not a known message, or has other fields.
+    """
+    try:
+        name, *values = json.loads(header)
+        message: Message = _TYPES[name](*values)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WireError(f"not a message of protocol {PROTOCOL_VERSION}: {header[:80]!r}") from error
+    return message
+
+
+def encode_frame(message: Message, payload: bytes = b"") -> bytes:
+    """Turn a message and its payload into one frame."""
+    header = encode_header(message)
+    return b"".join((_LENGTHS.pack(len(header), len(payload)), header, payload))
+
+
+class FrameDecoder:
+    """Cuts a stream into frames, however the kernel cut it into reads.
+
+    It refuses a frame that announces more than ``max_payload_bytes`` before reading it, so that a
+    worker that writes garbage can cost its peer no memory.
+
+    Example:
+        >>> for message, payload in decoder.feed(sock.recv(65536)): ...
+    """
+
+    def __init__(self, max_payload_bytes: int) -> None:
+        self._max_payload_bytes = max_payload_bytes
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[Message, bytes]]:
+        """Take what was read; give the frames that are complete with it.
+
+        Raises:
+            WireError: the stream is not this protocol; it must not be read any further.
+        """
+        buffer = self._buffer
+        buffer += data
+        while len(buffer) >= _LENGTHS.size:
+            header_bytes, payload_bytes = _LENGTHS.unpack_from(buffer)
+            if header_bytes > MAX_HEADER_BYTES or payload_bytes > self._max_payload_bytes:
+                raise WireError(
+                    f"a frame announces {header_bytes} + {payload_bytes} bytes; "
+                    f"at most {MAX_HEADER_BYTES} + {self._max_payload_bytes} are allowed"
+                )
+            payload_at = _LENGTHS.size + header_bytes
+            end = payload_at + payload_bytes
+            if len(buffer) < end:
+                return
+            header = bytes(buffer[_LENGTHS.size : payload_at])
+            payload = bytes(buffer[payload_at:end])
+            del buffer[:end]
+            yield decode_header(header), payload
+
+
+def encode_log(level: int, text: str) -> str:
+    """Turn a log record into one line of a worker's output, without the line's end."""
+    return LOG_MARK + _encode_json([level, text])
+
+
+def decode_log(line: str) -> tuple[int, str] | None:
+    """Return ``(level, text)`` of a log record's line, or None: the line is ordinary output."""
+    if not line.startswith(LOG_MARK):
+        return None
+    try:
+        level, text = json.loads(line[len(LOG_MARK) :])
+    except (ValueError, TypeError):
+        return None
+    return (level, text) if isinstance(level, int) and isinstance(text, str) else None

@@ -1,0 +1,193 @@
+"""A worker's life: @init once, then one task at a time until the front closes the channel.
+
+Runs in a worker, on its main thread, whichever launcher made it:
+
+1. Run @init; say Ready, or InitFailed and leave with exit code 1.
+2. Wait for a Run. The end of the channel means: leave.
+3. Validate the input, call the handler, serialise its result; say Done or Failed.
+4. Whatever the handler raises, SystemExit included, fails its task only; go to 2.
+
+A deadline is none of this file's business: the front kills the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import time
+import traceback
+from collections.abc import Awaitable, Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from .. import wire
+from ..errors import FailureReason
+from ..handler import Handler, get_init_handler, registered
+from ..logger import configure_worker, enable_sentry, flush_sentry
+from ..role import Role, set_role
+from . import output
+
+_READ_BYTES = 256 * 1024
+_FRONT_INPUT_LIMIT = 2**32  # the front has checked OGPU_MAX_BODY_BYTES
+
+
+class _InvalidOutputError(Exception):
+    """The handler returned something that is not a usable result."""
+
+
+def run_worker(launch: wire.Launch, channel: socket.socket) -> int:
+    """Live as the worker that ``launch`` ordered; return the exit code."""
+    set_role(Role.WORKER)
+    configure_worker(launch.log_level)
+    output.buffer_by_line()
+    enable_sentry()
+    worker = _Worker(channel, launch.max_result_bytes)
+    if not worker.initialise():
+        return 1
+    worker.serve()
+    flush_sentry(1.0)
+    return 0
+
+
+def report_init_failure(channel: socket.socket, error: BaseException) -> None:
+    """Tell the front that the worker cannot start."""
+    channel.sendall(
+        wire.encode_frame(
+            wire.InitFailed(type(error).__name__, _message_of(error), _traceback_of(error))
+        )
+    )
+
+
+class _Worker:
+    def __init__(self, channel: socket.socket, max_result_bytes: int) -> None:
+        self._channel = channel
+        self._max_result_bytes = max_result_bytes
+        self._handlers = registered()
+        init = get_init_handler()
+        is_async = any(h.is_async for h in self._handlers.values())
+        # One loop for the whole life: clients that an async @init made belong to it.
+        self._loop = (
+            asyncio.new_event_loop() if is_async or inspect.iscoroutinefunction(init) else None
+        )
+        if self._loop is not None:
+            asyncio.set_event_loop(self._loop)
+
+    def initialise(self) -> bool:
+        started = time.perf_counter()
+        init = get_init_handler()
+        if init is not None:
+            try:
+                self._call(init)
+            except BaseException as error:  # noqa: BLE001 - told to the front, which decides
+                report_init_failure(self._channel, error)
+                return False
+            finally:
+                output.flush()
+        init_s = time.perf_counter() - started
+        ready = wire.Ready(wire.PROTOCOL_VERSION, list(self._handlers), init_s)
+        self._channel.sendall(wire.encode_frame(ready))
+        return True
+
+    def serve(self) -> None:
+        for message, payload in self._frames():
+            if not isinstance(message, wire.Run):
+                raise wire.WireError(f"a worker cannot do {message}")
+            answer, result = self._run(message, payload)
+            output.flush()
+            self._channel.sendall(wire.encode_frame(answer, result))
+
+    def _frames(self) -> Iterator[tuple[wire.Message, bytes]]:
+        decoder = wire.FrameDecoder(_FRONT_INPUT_LIMIT)
+        while True:
+            if self._loop is not None:  # background tasks of the source run on between its tasks
+                self._loop.run_until_complete(_readable(self._channel))
+            data = self._channel.recv(_READ_BYTES)
+            if not data:
+                return
+            yield from decoder.feed(data)
+
+    def _run(self, order: wire.Run, input_json: bytes) -> tuple[wire.Done | wire.Failed, bytes]:
+        handler = self._handlers[order.function]
+        try:
+            result = self._call(handler.function, handler.input_model.model_validate_json(input_json))
+            return wire.Done(order.run), self._serialise(handler, result)
+        except _InvalidOutputError as error:
+            return _failed(order, FailureReason.INVALID_OUTPUT, error, with_traceback=False), b""
+        except BaseException as error:  # noqa: BLE001 - any of them ends this task, and only it
+            return _failed(order, FailureReason.EXCEPTION, error), b""
+
+    def _call(self, function: Any, *arguments: BaseModel) -> object:
+        result: object = function(*arguments)
+        if self._loop is not None and inspect.isawaitable(result):
+            return self._loop.run_until_complete(_awaited(result))
+        return result
+
+    def _serialise(self, handler: Handler, result: object) -> bytes:
+        name, wanted = handler.name, handler.output_model.__name__
+        if not isinstance(result, handler.output_model):
+            given = "None" if result is None else f"a {type(result).__name__}"
+            raise _InvalidOutputError(f"`{name}` returned {given}; {wanted} was declared")
+        try:
+            serialised = result.model_dump_json().encode()
+        except Exception as error:
+            raise _InvalidOutputError(
+                f"the result of `{name}` cannot be written as JSON: {_message_of(error)}"
+            ) from error
+        if len(serialised) > self._max_result_bytes:
+            raise _InvalidOutputError(
+                f"the result of `{name}` has {len(serialised)} bytes; "
+                f"OGPU_MAX_RESULT_BYTES allows {self._max_result_bytes}"
+            )
+        return serialised
+
+
+async def _awaited(result: Awaitable[object]) -> object:
+    return await result
+
+
+async def _readable(channel: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+    loop.add_reader(channel, readable.set_result, None)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(channel)
+
+
+def _failed(
+    order: wire.Run, reason: FailureReason, error: BaseException, *, with_traceback: bool = True
+) -> wire.Failed:
+    return wire.Failed(
+        run=order.run,
+        reason=reason.value,
+        message=_message_of(error),
+        exception=type(error).__name__ if with_traceback else None,
+        traceback=_traceback_of(error) if with_traceback else None,
+    )
+
+
+def _message_of(error: BaseException) -> str:
+    """Return the exception's text, whatever its ``__str__`` does."""
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+        text = f"(its text cannot be shown: {type(broken).__name__})"
+    return _cut(text or type(error).__name__)
+
+
+def _traceback_of(error: BaseException) -> str:
+    """Return the traceback as text, from the source's first frame on."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals is globals():
+        frames = frames.tb_next
+    return _cut("".join(traceback.format_exception(type(error), error, frames)))
+
+
+def _cut(text: str) -> str:
+    """Keep the end, which says what happened, and what UTF-8 can say."""
+    if len(text) > wire.MAX_TEXT_CHARS:
+        text = "…" + text[-wire.MAX_TEXT_CHARS :]
+    return text.encode("utf-8", "backslashreplace").decode()
