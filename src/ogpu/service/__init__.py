@@ -17,10 +17,12 @@ import os
 # this it asks NVML instead (pytorch#83973). It has to be there before torch is first imported.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
-from .config import SDK_VERSION as __version__
+from . import config
 from .decorators import expose, init
 from .logger import logger
 from .server import start
+
+__version__ = config.SDK_VERSION
 
 # `ogpu.service.exception(...)` and its like are found in deployed sources, in except blocks.
 debug = logger.debug

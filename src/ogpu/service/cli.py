@@ -13,7 +13,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(prog="python -m ogpu.service", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"ogpu-service {SDK_VERSION} ({here})")
+    parser.add_argument(
+        "--version", action="version", version=f"ogpu-service {SDK_VERSION} ({here})"
+    )
     parser.parse_args(arguments)
     parser.print_help()
     return 0

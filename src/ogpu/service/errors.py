@@ -19,7 +19,7 @@ from enum import Enum
 
 
 class ServiceError(Exception):
-    """Base of every exception that this package raises; ``exit_code`` is what start() exits with."""
+    """Base of what this package raises; ``exit_code`` is what start() exits with."""
 
     exit_code = 1
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import threading
@@ -25,9 +26,10 @@ from .config import Settings
 from .errors import SettingsError
 from .handler import Handler
 from .http.app import create_app
+from .http.protocol import OneWriteProtocol
 from .http.run import Waiters
 from .journal import MemoryJournal
-from .logger import logger
+from .logger import batch_lines, logger
 from .outbox import Outbox
 from .pool.launcher import Launcher
 from .pool.supervisor import Supervisor
@@ -74,6 +76,8 @@ async def serve(settings: Settings, handlers: dict[str, Handler], launcher: Laun
         FirstInitError, PoolBrokenError: the pool did not start, or could not be kept alive.
         SettingsError: the port cannot be had.
     """
+    _calm_the_collector()
+    batch_lines(asyncio.get_running_loop())
     stop = _Stop()
     _take_signals(stop)
     listener = _reserve_port(settings)
@@ -88,11 +92,12 @@ async def serve(settings: Settings, handlers: dict[str, Handler], launcher: Laun
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=OneWriteProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             backlog=_BACKLOG,
             timeout_graceful_shutdown=1,
@@ -126,6 +131,17 @@ async def serve(settings: Settings, handlers: dict[str, Handler], launcher: Laun
     if stop.error is not None:
         raise stop.error
     logger.info("Stopped")
+
+
+def _calm_the_collector() -> None:
+    """Spare what exists now from collection, and collect what comes later less often.
+
+    Tasks hold no cycles. With the default thresholds the collector, which visits every task that
+    is kept, took 6 % of the front's time under load.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _take_signals(stop: _Stop) -> None:
@@ -166,7 +182,9 @@ async def _drain(
 
 async def _first_of(*waits: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
     """Wait until one of them is over; end the coroutines among the others."""
-    tasks = [wait if isinstance(wait, asyncio.Task) else asyncio.create_task(wait) for wait in waits]
+    tasks = [
+        wait if isinstance(wait, asyncio.Task) else asyncio.create_task(wait) for wait in waits
+    ]
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
         if task not in waits:

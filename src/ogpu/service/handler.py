@@ -59,7 +59,7 @@ def registered() -> dict[str, Handler]:
 def add_handler(
     fn: HandlerFunction, input_model: type[BaseModel], output_model: type[BaseModel]
 ) -> None:
-    """Register a handler without a timeout (a name of the frozen module; ``expose`` checks more)."""
+    """Register a handler without a timeout, unchecked (a name of the frozen module)."""
     register(Handler(fn, input_model, output_model))
 
 

@@ -7,9 +7,11 @@ with everything else that the worker prints, and logs again with the slot and th
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
+import threading
 import time
 from types import ModuleType
 from typing import TextIO, cast
@@ -20,6 +22,7 @@ SUCCESS_LEVEL = 25
 TIMEOUT_LEVEL = 35
 FAIL_LEVEL = 45
 
+_BATCH_S = 0.02
 _RESET = "\x1b[0m"
 # level name: (label, ANSI colour); labels and colours are those of the frozen module
 _THEMES = {
@@ -111,6 +114,44 @@ class _WorkerFormatter(logging.Formatter):
         return wire.encode_log(record.levelno, text)
 
 
+class _BatchingHandler(logging.StreamHandler[TextIO]):
+    """Writes lines at once, or, on an event loop, those of _BATCH_S together.
+
+    Warnings and worse go out at once, with all that came before them. (One write for each task's
+    line took 20 µs of the front's 110 for the whole task.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.loop is None or threading.get_ident() != self._loop_thread:
+            super().emit(record)
+            return
+        try:
+            if not self._lines:
+                self.loop.call_later(_BATCH_S, self.flush)
+            self._lines.append(self.format(record) + self.terminator)
+            if record.levelno >= logging.WARNING:
+                self.flush()
+        except Exception:  # noqa: BLE001 - what logging handlers do: report, and let the caller go on
+            self.handleError(record)
+
+    def use_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.flush()
+        self.loop = loop
+        self._loop_thread = threading.get_ident()
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            self.stream.write("".join(lines))
+        super().flush()
+
+
 def _place(record: logging.LogRecord) -> str:
     """Tell which worker and task a record came from; nothing for the front's own."""
     slot = getattr(record, "slot", None)
@@ -123,12 +164,23 @@ def _place(record: logging.LogRecord) -> str:
 def configure_front(level: str, log_format: str) -> None:
     """Choose the format and the level of everything this process logs (called by start())."""
     colour = log_format == "auto" and sys.stderr.isatty()
-    _handler.setFormatter(JsonFormatter() if log_format == "json" else PlainFormatter(colour=colour))
+    # Facts that no format here shows, and that each record would be asked for (see "Optimization"
+    # in the logging HOWTO).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001 - documented there
+    _handler.setFormatter(
+        JsonFormatter() if log_format == "json" else PlainFormatter(colour=colour)
+    )
     logger.setLevel(level)
     # uvicorn's complaints about broken connections and the like take the same way out.
     uvicorn_logger = logging.getLogger("uvicorn.error")
     uvicorn_logger.handlers = [_handler]
     uvicorn_logger.propagate = False
+
+
+def batch_lines(loop: asyncio.AbstractEventLoop | None) -> None:
+    """Gather lines on an event loop and write them together; None: write at once again."""
+    _handler.use_loop(loop)
 
 
 def configure_worker(level: str) -> None:
@@ -179,11 +231,15 @@ def _capture(message: object, args: tuple[object, ...], level: str) -> None:
 
 def _make_logger() -> ServiceLogger:
     """Build the logger, and give the three methods to every other logger as the frozen one did."""
-    for number, name in ((SUCCESS_LEVEL, "SUCCESS"), (TIMEOUT_LEVEL, "TIMEOUT"), (FAIL_LEVEL, "FAIL")):
+    for number, name in (
+        (SUCCESS_LEVEL, "SUCCESS"),
+        (TIMEOUT_LEVEL, "TIMEOUT"),
+        (FAIL_LEVEL, "FAIL"),
+    ):
         logging.addLevelName(number, name)
         method = f"task_{name.lower()}"
         setattr(logging.Logger, method, getattr(ServiceLogger, method))
-    made = cast(ServiceLogger, logging.getLogger("ogpu.service"))
+    made = cast("ServiceLogger", logging.getLogger("ogpu.service"))
     made.propagate = False  # it formats for itself; "ogpu" belongs to the rest of that SDK
     made.setLevel(logging.INFO)
     if not made.handlers:
@@ -192,6 +248,6 @@ def _make_logger() -> ServiceLogger:
 
 
 _sentry: ModuleType | None = None
-_handler: logging.StreamHandler[TextIO] = logging.StreamHandler()
+_handler = _BatchingHandler()
 _handler.setFormatter(PlainFormatter(colour=sys.stderr.isatty()))
 logger = _make_logger()

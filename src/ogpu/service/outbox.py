@@ -14,6 +14,7 @@ Headers are those of Standard Webhooks: ``webhook-id`` is the same for every att
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -36,9 +37,7 @@ _ANSWER_BYTES = 64 * 1024  # read to its end, a short answer leaves the connecti
 class Outbox:
     """Delivers results. ``callback_url`` None means that there is nobody to deliver to."""
 
-    def __init__(
-        self, callback_url: str | None, timeout_s: float, journal: MemoryJournal
-    ) -> None:
+    def __init__(self, callback_url: str | None, timeout_s: float, journal: MemoryJournal) -> None:
         self._callback_url = callback_url
         self._journal = journal
         self._due: asyncio.Queue[Task] = asyncio.Queue()
@@ -168,4 +167,4 @@ def _retry_after_s(value: str | None) -> float:
         if at.tzinfo is None:
             at = at.replace(tzinfo=timezone.utc)
         seconds = (at - datetime.now(timezone.utc)).total_seconds()
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S) if seconds == seconds else 0.0  # not NaN
+    return 0.0 if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER_S)

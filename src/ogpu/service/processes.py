@@ -59,7 +59,7 @@ def die_with_parent(expected_parent: int) -> None:
 
 def thread_count() -> int:
     """Count the threads of this process, those of C libraries included (proc_pid_task(5))."""
-    return len(os.listdir("/proc/self/task"))
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def own_children() -> set[int]:
@@ -78,14 +78,14 @@ def own_children() -> set[int]:
 
 def _children_by_scan(parent: int) -> set[int]:
     found = set()
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
             continue
         try:
-            stat = Path(f"/proc/{entry}/stat").read_text(encoding="ascii", errors="replace")
+            stat = (entry / "stat").read_text(encoding="ascii", errors="replace")
         except (FileNotFoundError, ProcessLookupError):  # it ended between listing and reading
             continue
         # proc_pid_stat(5): "pid (comm) state ppid …", and comm may hold spaces and parentheses
         if int(stat.rpartition(")")[2].split()[1]) == parent:
-            found.add(int(entry))
+            found.add(int(entry.name))
     return found

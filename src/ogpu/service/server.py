@@ -38,7 +38,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FIRST_GENERATION = 1
 
 
-def start(**overrides: Any) -> None:
+def start(**overrides: object) -> None:
     """Serve the registered handlers; block until the end of a drain.
 
     Args:
@@ -94,8 +94,8 @@ def _serve(settings: Settings) -> None:
         # Beyond this line the process may have threads. The first worker's @init runs meanwhile.
         from .pool.launcher import Launcher  # noqa: PLC0415 - asyncio
 
-        launcher = Launcher(pid, control, method)
-        launcher.launch(0, _FIRST_GENERATION, settings.max_result_bytes, settings.log_level)
+        launcher = Launcher(pid, control, method, settings)
+        launcher.launch(0, _FIRST_GENERATION)
         enable_sentry()
 
         import uvloop  # noqa: PLC0415 - the front's libraries are not for template and workers

@@ -10,7 +10,8 @@ and told to whoever must act on it.
 
 from __future__ import annotations
 
-import uuid
+import itertools
+import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -52,6 +53,15 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
 }
 
 
+_PROCESS_ID = secrets.token_hex(12)
+_numbers = itertools.count(1)
+
+
+def _new_id() -> str:
+    """Return an id that no other task has, in this process or another."""
+    return f"task_{_PROCESS_ID}_{next(_numbers)}"
+
+
 class CallbackState(str, Enum):
     """Where the delivery of a task's result is."""
 
@@ -86,13 +96,13 @@ class IllegalTransitionError(Exception):
 
 @dataclass(eq=False)
 class Task:
-    """One accepted request. ``(function, address)`` names it; ``id`` tells one run from the next."""
+    """One accepted request. ``(function, address)`` names it; ``id`` tells runs apart."""
 
     function: str
     address: str
     input: bytes
     timeout_s: float | None = None
-    id: str = field(default_factory=lambda: f"task_{uuid.uuid4().hex}")
+    id: str = field(default_factory=_new_id)
     state: TaskState = TaskState.QUEUED
     attempt: int = 1
     accepted_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))

@@ -21,7 +21,9 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Union
+from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from .errors import WireError
 
@@ -49,6 +51,7 @@ class Launch:
     method: str
     max_result_bytes: int
     log_level: str
+    may_spin: bool  # wait for the next order awake, for a moment
 
 
 # --- template → front
@@ -117,9 +120,13 @@ class InitFailed:
 
 @dataclass(frozen=True)
 class Done:
-    """A task succeeded; the payload is the output model's JSON."""
+    """A task succeeded; the payload is the output model's JSON.
+
+    ``has_output``: what the task printed may not all have been read yet.
+    """
 
     run: int
+    has_output: bool
 
 
 @dataclass(frozen=True)
@@ -133,20 +140,19 @@ class Failed:
     traceback: str | None
 
 
-Message = Union[Launch, Launched, LaunchFailed, Gone, Run, Ready, InitFailed, Done, Failed]
+Message = Launch | Launched | LaunchFailed | Gone | Run | Ready | InitFailed | Done | Failed
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (Launch, Launched, LaunchFailed, Gone, Run, Ready, InitFailed, Done, Failed)
 }
 _FIELD_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in _TYPES.values()}
-_encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode_header(message: Message) -> bytes:
     """Turn a message into its header."""
     kind = type(message)
     values = [getattr(message, name) for name in _FIELD_NAMES[kind]]
-    return _encode_json([kind.__name__, *values]).encode()
+    return to_json([kind.__name__, *values])
 
 
 def decode_header(header: bytes) -> Message:
@@ -156,9 +162,9 @@ def decode_header(header: bytes) -> Message:
         WireError: it is not JSON, not a known message, or has other fields.
     """
     try:
-        name, *values = json.loads(header)
+        name, *values = from_json(header)
         message: Message = _TYPES[name](*values)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise WireError(f"not a message of protocol {PROTOCOL_VERSION}: {header[:80]!r}") from error
     return message
 
@@ -210,7 +216,7 @@ class FrameDecoder:
 
 def encode_log(level: int, text: str) -> str:
     """Turn a log record into one line of a worker's output, without the line's end."""
-    return LOG_MARK + _encode_json([level, text])
+    return LOG_MARK + json.dumps([level, text])
 
 
 def decode_log(line: str) -> tuple[int, str] | None:

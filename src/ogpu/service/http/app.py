@@ -15,7 +15,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ..config import SDK_VERSION, Settings
 from ..handler import Handler
@@ -36,13 +36,37 @@ _RUN_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+class Application:
+    """The ASGI application: a short way to ``/run``, and FastAPI for everything else.
+
+    FastAPI's middleware and routing cost a task more than all that the front does for it (measured:
+    see benchmarks/README.md), and ``/run`` needs none of it.
+    """
+
+    def __init__(
+        self, app: FastAPI, endpoints: dict[str, RunEndpoint], unknown: RunEndpoint
+    ) -> None:
+        self.fastapi = app
+        self._endpoints = endpoints
+        self._unknown = unknown
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            parts = scope["path"].split("/")
+            if len(parts) == 4 and parts[1] == "run":
+                endpoint = self._endpoints.get(parts[2], self._unknown)
+                await endpoint(scope, receive, send)
+                return
+        await self.fastapi(scope, receive, send)
+
+
 def create_app(
     settings: Settings,
     handlers: dict[str, Handler],
     journal: MemoryJournal,
     supervisor: Supervisor,
     waiters: Waiters,
-) -> FastAPI:
+) -> Application:
     """Build the application."""
     app = FastAPIOffline(
         title="OpenGPU Service",
@@ -56,22 +80,20 @@ def create_app(
             handler, timeout_s, settings.max_body_bytes, journal, supervisor, waiters
         )
 
-    for handler in handlers.values():
-        _document_run(app, handler).app = endpoint(handler)
-    app.router.routes.append(
-        Route("/run/{function}/{task_address}", endpoint(None), methods=["POST"])
-    )
+    endpoints = {name: endpoint(handler) for name, handler in handlers.items()}
+    for name, handler in handlers.items():
+        _document_run(app, handler).app = endpoints[name]
     health, reader = Health(supervisor), TaskReader(journal)
     _get(app, "/tasks/{task_address}", reader.get, "A task: its state, result or error")
     _get(app, "/healthz", health.healthz, "Liveness: the event loop answers")
     _get(app, "/readyz", health.readyz, "Readiness: a task would run now; 503 with a reason if not")
     _get(app, "/workers", health.workers, "The pool, slot by slot")
     app.add_exception_handler(HTTPException, _as_problem)
-    return app
+    return Application(app, endpoints, unknown=endpoint(None))
 
 
 def _document_run(app: FastAPI, handler: Handler) -> APIRoute:
-    async def described(task_address: str, data: Any) -> None:
+    async def described(task_address: str, data: object) -> None:
         """See ``RunEndpoint``."""
 
     described.__doc__ = handler.function.__doc__

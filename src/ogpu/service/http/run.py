@@ -132,11 +132,11 @@ class RunEndpoint:
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response | tuple[int, bytes]:
-        parameters = scope["path_params"]
+        _, _, function, address = scope["path"].rsplit("/", 3)
         handler = self._handler
         if handler is None:
             return UNKNOWN_FUNCTION.response(
-                f"This source exposes no function `{parameters['function']}`; see /docs."
+                f"This source exposes no function `{function}`; see /docs."
             )
         try:
             body = await _read_body(scope, receive, self._max_body_bytes)
@@ -144,7 +144,6 @@ class RunEndpoint:
             return BODY_TOO_LARGE.response(
                 f"At most {self._max_body_bytes} bytes are accepted (OGPU_MAX_BODY_BYTES)."
             )
-        address = parameters["task_address"]
         refusal = _check_address(address) or self._check_capacity() or _check_input(handler, body)
         if refusal is not None:
             return refusal
@@ -227,7 +226,7 @@ def _check_input(handler: Handler, body: bytes) -> Response | None:
         handler.input_model.model_validate_json(body)
     except ValidationError as error:
         return _unprocessable(_errors_of(error, body))
-    except Exception:
+    except Exception:  # noqa: BLE001 - a user's validator may raise anything
         logger.exception("A validator of `%s` raised what is no ValueError", handler.name)
         return VALIDATOR_FAILED.response(
             f"The input model of `{handler.name}` could not judge this input; this is a defect "

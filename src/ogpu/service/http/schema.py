@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Generic, Literal, Optional, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -39,7 +39,7 @@ class WorkerView(BaseModel):
     slot: int
     generation: int
     pid: int
-    device: Optional[str]
+    device: str | None
 
 
 class ErrorView(BaseModel):
@@ -49,12 +49,12 @@ class ErrorView(BaseModel):
 
     reason: FailureReason
     message: str
-    exception: Optional[str]
-    traceback: Optional[str]
-    signal: Optional[int]
-    exit_code: Optional[int]
-    stack: Optional[str]
-    output: Optional[str]
+    exception: str | None
+    traceback: str | None
+    signal: int | None
+    exit_code: int | None
+    stack: str | None
+    output: str | None
 
 
 class CallbackView(BaseModel):
@@ -64,7 +64,7 @@ class CallbackView(BaseModel):
 
     state: CallbackState
     attempts: int
-    last_error: Optional[str]
+    last_error: str | None
 
 
 class TaskView(BaseModel, Generic[Result]):
@@ -75,11 +75,11 @@ class TaskView(BaseModel, Generic[Result]):
     state: TaskState
     attempt: int
     accepted_at: datetime
-    started_at: Optional[datetime]
-    finished_at: Optional[datetime]
-    deadline: Optional[datetime]
-    worker: Optional[WorkerView]
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline: datetime | None
+    worker: WorkerView | None
     progress: None
-    result: Optional[Result]
-    error: Optional[ErrorView]
+    result: Result | None
+    error: ErrorView | None
     callback: CallbackView

@@ -16,12 +16,12 @@ from ..task import Task, TaskState
 
 
 def succeeded(result: bytes) -> Outcome:
-    """The handler returned a result."""
+    """Return the end of a task whose handler returned a result."""
     return Outcome(TaskState.SUCCEEDED, result=result)
 
 
 def failed_in_worker(failed: wire.Failed) -> Outcome:
-    """The handler raised, or returned what is no result; its worker is well.
+    """Return the end of a task whose handler raised, or returned what is no result.
 
     Raises:
         WireError: the worker gives a reason that does not exist.
@@ -40,7 +40,7 @@ def failed_in_worker(failed: wire.Failed) -> Outcome:
 
 
 def timed_out(task: Task, output: str | None) -> Outcome:
-    """The task passed its deadline, and its worker is being killed."""
+    """Return the end of a task that passed its deadline; its worker is being killed."""
     message = f"`{task.function}` timed out after {task.timeout_s:g} s; its worker was killed"
     killed_by = int(signal.SIGKILL)
     error = TaskError(FailureReason.TIMED_OUT, message, signal=killed_by, output=output)
@@ -48,7 +48,7 @@ def timed_out(task: Task, output: str | None) -> Outcome:
 
 
 def worker_died(task: Task, slot: int, gone: wire.Gone, output: str | None) -> Outcome:
-    """The worker ended by itself while it ran the task."""
+    """Return the end of a task whose worker ended by itself while it ran it."""
     error = TaskError(
         FailureReason.WORKER_DIED,
         f"worker {slot} {describe_end(gone)} while it ran `{task.function}`",

@@ -10,10 +10,10 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable
 from typing import Protocol
 
 from .. import wire
+from ..config import Settings
 from ..errors import WireError
 from ..logger import logger
 
@@ -41,17 +41,27 @@ class Launcher:
         pid: the template, a child of this process.
         control: this side's end of its control socket.
         method: ``fork`` or ``spawn``, how workers are to be made.
+        settings: what of them a worker has to know.
     """
 
-    def __init__(self, pid: int, control: socket.socket, method: str) -> None:
+    def __init__(self, pid: int, control: socket.socket, method: str, settings: Settings) -> None:
         self.method = method
         self._pid = pid
         self._control = control
+        self._settings = settings
+        self._may_spin = len(os.sched_getaffinity(0)) > settings.slots
         self._events: LaunchEvents | None = None
 
-    def launch(self, slot: int, generation: int, max_result_bytes: int, log_level: str) -> None:
+    def launch(self, slot: int, generation: int) -> None:
         """Order a worker. May be called before ``listen``: the template works in the meantime."""
-        order = wire.Launch(slot, generation, self.method, max_result_bytes, log_level)
+        order = wire.Launch(
+            slot,
+            generation,
+            self.method,
+            self._settings.max_result_bytes,
+            self._settings.log_level,
+            self._may_spin,
+        )
         try:
             self._control.send(wire.encode_header(order))
         except OSError as error:
@@ -105,8 +115,12 @@ async def _ends_within(pid: int, timeout_s: float) -> bool:
         return True
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
-    set_ended: Callable[[None], None] = ended.set_result
-    loop.add_reader(pidfd, lambda: ended.done() or set_ended(None))
+
+    def on_readable() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    loop.add_reader(pidfd, on_readable)
     try:
         await asyncio.wait([ended], timeout=timeout_s)
     finally:
@@ -114,8 +128,5 @@ async def _ends_within(pid: int, timeout_s: float) -> bool:
         os.close(pidfd)
     if not ended.done():
         return False
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:  # reaped by the subprocess object that started it
-        pass
+    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it has ended: this only reaps it
     return True

@@ -42,10 +42,14 @@ class WorkerOutput:
         self._kept.clear()
         self.task_address = address
 
-    def end_task(self) -> None:
-        """Read what the task has printed; what comes later is nobody's."""
-        # The answer came by another way than the output, so some of it may not have been read.
-        self.drain()
+    def end_task(self, *, read_first: bool) -> None:
+        """Let what comes from now on be nobody's.
+
+        The answer came by another way than the output, so some of that may not have been read;
+        the worker knows, and asking the pipe each time would cost a task more than its log line.
+        """
+        if read_first:
+            self.drain()
         self.task_address = None
 
     def tail(self) -> str | None:

@@ -19,20 +19,20 @@ from .output import WorkerOutput
 class WorkerEvents(Protocol):
     """Who wants to know what a worker says."""
 
-    def on_message(self, message: wire.Message, payload: bytes) -> None:
+    def on_message(self, process: WorkerProcess, message: wire.Message, payload: bytes) -> None:
         """Take a message from the worker."""
 
-    def on_channel_error(self, error: WireError) -> None:
+    def on_channel_error(self, process: WorkerProcess, error: WireError) -> None:
         """Take notice that the worker does not speak the protocol any more."""
 
-    def on_channel_closed(self) -> None:
+    def on_channel_closed(self, process: WorkerProcess) -> None:
         """Take notice that the worker's end of the channel is closed."""
 
 
 class WorkerProcess(asyncio.Protocol):
     """A live worker: descriptors that came with Launched, and the frames on them."""
 
-    def __init__(  # noqa: PLR0913 - what Launched carries, and whom to tell
+    def __init__(
         self,
         launched: wire.Launched,
         channel_fd: int,
@@ -42,6 +42,7 @@ class WorkerProcess(asyncio.Protocol):
         events: WorkerEvents,
     ) -> None:
         self.pid = launched.pid
+        self.slot = launched.slot
         self.output = WorkerOutput(output_fd, launched.slot)
         # True when the worker's end was closed with orders in it that nobody had read.
         self.orders_unread = False
@@ -92,16 +93,16 @@ class WorkerProcess(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by isinstance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by isinstance
 
     def data_received(self, data: bytes) -> None:
         try:
             for message, payload in self._decoder.feed(data):
-                self._events.on_message(message, payload)
+                self._events.on_message(self, message, payload)
         except WireError as error:
             assert self._transport is not None
             self._transport.abort()
-            self._events.on_channel_error(error)
+            self._events.on_channel_error(self, error)
 
     def connection_lost(self, error: Exception | None) -> None:
         # unix(7): closing a stream socket with unread data in it resets the peer.
@@ -109,4 +110,4 @@ class WorkerProcess(asyncio.Protocol):
             self.orders_unread = True
         if not self._closed.done():
             self._closed.set_result(None)
-        self._events.on_channel_closed()
+        self._events.on_channel_closed(self)

@@ -17,10 +17,10 @@ Runs in the front, on its event loop, and owns the queue and the slots; nothing 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine
 from enum import Enum
-from functools import partial
 from typing import Any
 
 from .. import wire
@@ -43,9 +43,10 @@ from .process import WorkerProcess
 from .slot import Exit, ExitReason, Slot, SlotState
 
 RESTART_BACKOFF = Backoff(first_s=0.2, limit_s=30.0)
-# A process closes its descriptors shortly before it is dead (GPU drivers take their time there); one
-# that closed its channel and is still there after this was not dying, and is of no use.
+# A process closes its descriptors shortly before it is dead (GPU drivers take their time there);
+# one that closed its channel and is still there after this was not dying, and is of no use.
 CHANNEL_GRACE_S = 1.0
+GOODBYE_S = 1.0
 # Beside the result itself a Done frame carries nothing; a Failed frame has an empty payload.
 _PAYLOAD_SLACK_BYTES = 1024
 
@@ -83,6 +84,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._background: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
+        self._all_gone = asyncio.Event()
 
     # --- what the rest of the front asks
 
@@ -125,17 +127,16 @@ class Supervisor:
         """End every worker and the template: the idle ones by themselves, the rest killed."""
         self.state = PoolState.DRAINING
         for slot in self.slots:
-            if slot.backoff_timer is not None:
-                slot.backoff_timer.cancel()
-            if slot.deadline_timer is not None:
-                slot.deadline_timer.cancel()
-            if slot.process is not None and slot.state in (SlotState.READY, SlotState.BUSY):
+            for timer in (slot.backoff_timer, slot.deadline_timer):
+                if timer is not None:
+                    timer.cancel()
+            if slot.process is not None and slot.state is not SlotState.STOPPING:
                 idle = slot.state is SlotState.READY
                 self._end_worker(slot, ExitReason.SHUT_DOWN, kill=not idle)
-        leaving = [slot for slot in self.slots if slot.state is SlotState.STOPPING]
-        limit = self._loop.time() + min(1.0, timeout_s)
-        while self._loop.time() < limit and any(s.process is not None for s in leaving):
-            await asyncio.sleep(0.005)
+        self._note_gone()
+        # The template kills what is left, so this only gives the idle ones time to say goodbye.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._all_gone.wait(), GOODBYE_S)
         await self._launcher.shut_down(timeout_s)
         for slot in self.slots:
             if slot.process is not None:
@@ -180,12 +181,17 @@ class Supervisor:
 
     # --- what a worker says
 
-    def _on_message(self, slot: Slot, message: wire.Message, payload: bytes) -> None:
+    def on_message(self, process: WorkerProcess, message: wire.Message, payload: bytes) -> None:
+        slot = self._slot_of(process)
+        if slot is None:
+            return
         match message:
-            case wire.Done(run=run):
-                self._on_answer(slot, run, succeeded(payload))
-            case wire.Failed(run=run):
-                self._on_answer(slot, run, failed_in_worker(message))
+            case wire.Done():
+                self._on_answer(
+                    slot, message.run, succeeded(payload), has_output=message.has_output
+                )
+            case wire.Failed():
+                self._on_answer(slot, message.run, failed_in_worker(message), has_output=True)
             case wire.Ready():
                 self._on_ready(slot, message)
             case wire.InitFailed():
@@ -193,11 +199,11 @@ class Supervisor:
             case _:
                 raise WireError(f"a worker does not say {type(message).__name__}")
 
-    def _on_answer(self, slot: Slot, run: int, outcome: Outcome) -> None:
+    def _on_answer(self, slot: Slot, run: int, outcome: Outcome, *, has_output: bool) -> None:
         if slot.state is not SlotState.BUSY or run != slot.run or slot.process is None:
             logger.warning("Worker %d answered late (run %s); dropped", slot.index, run)
             return
-        slot.process.output.end_task()
+        slot.process.output.end_task(read_first=has_output)
         if outcome.error is not None:
             outcome = with_output(outcome, slot.process.output.tail())
         task = self._take_back(slot)
@@ -255,23 +261,21 @@ class Supervisor:
             else:
                 slot.process.dismiss()
 
-    def _on_channel_error(self, slot: Slot, error: WireError) -> None:
-        logger.error("Worker %d broke its channel (%s); killing it", slot.index, error)
-        if slot.state is not SlotState.STOPPING:
+    def on_channel_error(self, process: WorkerProcess, error: WireError) -> None:
+        slot = self._slot_of(process)
+        if slot is not None and slot.state is not SlotState.STOPPING:
+            logger.error("Worker %d broke its channel (%s); killing it", slot.index, error)
             self._end_worker(slot, ExitReason.BROKEN_CHANNEL)
 
-    def _on_channel_closed(self, slot: Slot) -> None:
-        """The worker died, so that Gone is on its way; or it lives and cannot be reached any more."""
-        if slot.state is not SlotState.STOPPING:
-            generation = slot.generation
-            self._loop.call_later(CHANNEL_GRACE_S, self._kill_unreachable, slot, generation)
+    def on_channel_closed(self, process: WorkerProcess) -> None:
+        slot = self._slot_of(process)
+        if slot is not None and slot.state is not SlotState.STOPPING:
+            # Either it is dying, and Gone is on its way, or it cannot be reached any more.
+            self._loop.call_later(CHANNEL_GRACE_S, self._kill_unreachable, process)
 
-    def _kill_unreachable(self, slot: Slot, generation: int) -> None:
-        if slot.generation == generation and slot.state in (
-            SlotState.STARTING,
-            SlotState.READY,
-            SlotState.BUSY,
-        ):
+    def _kill_unreachable(self, process: WorkerProcess) -> None:
+        slot = self._slot_of(process)
+        if slot is not None and slot.state is not SlotState.STOPPING:
             logger.error("Worker %d closed its channel; killing it", slot.index)
             self._end_worker(slot, ExitReason.BROKEN_CHANNEL)
 
@@ -281,9 +285,7 @@ class Supervisor:
         slot = self.slots[launched.slot]
         channel_fd, output_fd, pidfd = descriptors
         limit = self._settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
-        slot.process = WorkerProcess(
-            launched, channel_fd, output_fd, pidfd, limit, _SlotEvents(self, slot)
-        )
+        slot.process = WorkerProcess(launched, channel_fd, output_fd, pidfd, limit, self)
         self._in_background(slot.process.connect())
         if slot.state is SlotState.STOPPING:  # the service is stopping meanwhile
             slot.process.kill()
@@ -321,6 +323,7 @@ class Supervisor:
         useful = slot.tasks_done > 0 or had_entered or reason is ExitReason.TIMED_OUT
         self._settle_lost_task(slot, process, gone)
         self._refill(slot, useful=useful)
+        self._note_gone()
 
     def _settle_lost_task(self, slot: Slot, process: WorkerProcess, gone: wire.Gone) -> None:
         task = self._take_back(slot)
@@ -337,7 +340,9 @@ class Supervisor:
     def _refill(self, slot: Slot, *, useful: bool) -> None:
         if self.state is PoolState.STARTING:
             how = slot.last_exit
-            reason = "its @init failed" if how and how.reason is ExitReason.INIT_FAILED else "it died"
+            reason = (
+                "its @init failed" if how and how.reason is ExitReason.INIT_FAILED else "it died"
+            )
             self.state = PoolState.BROKEN
             self._on_fatal(FirstInitError(f"the first worker did not become ready: {reason}"))
         elif slot.exit_reason is ExitReason.SHUT_DOWN or self.state is PoolState.BROKEN:
@@ -359,16 +364,24 @@ class Supervisor:
         if slot.state is not SlotState.STARTING:
             slot.move(SlotState.STARTING)
         slot.begin_worker()
-        settings = self._settings
-        self._launcher.launch(
-            slot.index, slot.generation, settings.max_result_bytes, settings.log_level
-        )
+        self._launcher.launch(slot.index, slot.generation)
 
     def _note_idle(self) -> None:
         if self.state is PoolState.DRAINING:
             busy = any(slot.task is not None for slot in self.slots)
             if not busy and (self._journal.durable or not self.queue):
                 self._idle.set()
+
+    def _note_gone(self) -> None:
+        if all(slot.process is None for slot in self.slots):
+            self._all_gone.set()
+        else:
+            self._all_gone.clear()
+
+    def _slot_of(self, process: WorkerProcess) -> Slot | None:
+        """Return the slot that a worker fills, or None: it has been buried, this is late news."""
+        slot = self.slots[process.slot]
+        return slot if slot.process is process else None
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -384,27 +397,3 @@ class Supervisor:
     @staticmethod
     def _reference(slot: Slot, process: WorkerProcess) -> WorkerReference:
         return WorkerReference(slot.index, slot.generation, process.pid, slot.device)
-
-
-class _SlotEvents:
-    """Tells the supervisor which slot a worker's news is of, and drops news of earlier workers."""
-
-    def __init__(self, supervisor: Supervisor, slot: Slot) -> None:
-        self._generation = slot.generation
-        self._slot = slot
-        self._message = partial(supervisor._on_message, slot)
-        self._error = partial(supervisor._on_channel_error, slot)
-        self._closed = partial(supervisor._on_channel_closed, slot)
-
-    def on_message(self, message: wire.Message, payload: bytes) -> None:
-        if self._slot.generation == self._generation:
-            self._message(message, payload)
-
-    def on_channel_error(self, error: WireError) -> None:
-        if self._slot.generation == self._generation:
-            self._error(error)
-
-    def on_channel_closed(self) -> None:
-        if self._slot.generation == self._generation:
-            self._closed()
-

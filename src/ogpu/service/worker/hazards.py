@@ -1,4 +1,4 @@
-"""Is it safe to fork workers from this process, now that it imported the source?
+"""Look for what makes a fork unsafe in a process that has imported the source.
 
 Runs in the front, once, at start(), before the template is made. A hazard means that workers are
 spawned as fresh interpreters instead. In the order in which they are looked for:
@@ -27,9 +27,9 @@ def fork_hazard() -> str | None:
 
 
 def _open_gpu_device() -> str | None:
-    for descriptor in os.listdir("/proc/self/fd"):
+    for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{descriptor}")
+            target = str(descriptor.readlink())
         except FileNotFoundError:  # the descriptor that listed the folder
             continue
         if target.startswith(_GPU_DEVICES):

@@ -14,22 +14,27 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import socket
 import time
 import traceback
-from collections.abc import Awaitable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
 
 from pydantic import BaseModel
 
 from .. import wire
-from ..errors import FailureReason
+from ..errors import FailureReason, WireError
 from ..handler import Handler, get_init_handler, registered
 from ..logger import configure_worker, enable_sentry, flush_sentry
 from ..role import Role, set_role
 from . import output
 
 _READ_BYTES = 256 * 1024
+# Under load the next order comes within the time that the front needs for one task, and waking a
+# worker that sleeps costs more than a small task: 6,300 tasks/s and 0.29 ms at concurrency 1
+# without this, 9,000 and 0.14 ms with it (1 worker, 2 virtual cores). An idle worker sleeps, and
+# where there are as many workers as cores none spins (2 workers: 8,200 tasks/s, 6,000 if they did).
+_SPIN_S = 0.0002
 _FRONT_INPUT_LIMIT = 2**32  # the front has checked OGPU_MAX_BODY_BYTES
 
 
@@ -43,7 +48,7 @@ def run_worker(launch: wire.Launch, channel: socket.socket) -> int:
     configure_worker(launch.log_level)
     output.buffer_by_line()
     enable_sentry()
-    worker = _Worker(channel, launch.max_result_bytes)
+    worker = _Worker(channel, launch)
     if not worker.initialise():
         return 1
     worker.serve()
@@ -61,9 +66,10 @@ def report_init_failure(channel: socket.socket, error: BaseException) -> None:
 
 
 class _Worker:
-    def __init__(self, channel: socket.socket, max_result_bytes: int) -> None:
+    def __init__(self, channel: socket.socket, launch: wire.Launch) -> None:
         self._channel = channel
-        self._max_result_bytes = max_result_bytes
+        self._max_result_bytes = launch.max_result_bytes
+        self._may_spin = launch.may_spin
         self._handlers = registered()
         init = get_init_handler()
         is_async = any(h.is_async for h in self._handlers.values())
@@ -93,33 +99,52 @@ class _Worker:
     def serve(self) -> None:
         for message, payload in self._frames():
             if not isinstance(message, wire.Run):
-                raise wire.WireError(f"a worker cannot do {message}")
+                raise WireError(f"a worker cannot do {message}")
             answer, result = self._run(message, payload)
-            output.flush()
             self._channel.sendall(wire.encode_frame(answer, result))
 
     def _frames(self) -> Iterator[tuple[wire.Message, bytes]]:
         decoder = wire.FrameDecoder(_FRONT_INPUT_LIMIT)
         while True:
-            if self._loop is not None:  # background tasks of the source run on between its tasks
-                self._loop.run_until_complete(_readable(self._channel))
-            data = self._channel.recv(_READ_BYTES)
+            data = self._read_soon()
+            if data is None:
+                if self._loop is not None:  # background tasks of the source run on meanwhile
+                    self._loop.run_until_complete(_readable(self._channel))
+                data = self._channel.recv(_READ_BYTES)
             if not data:
                 return
             yield from decoder.feed(data)
 
+    def _read_soon(self) -> bytes | None:
+        """Look for the next order for a moment, without going to sleep; None: nothing came."""
+        if not self._may_spin:
+            return None
+        limit = time.perf_counter() + _SPIN_S
+        while time.perf_counter() < limit:
+            try:
+                return self._channel.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                os.sched_yield()  # to whoever else wants this core
+        return None
+
     def _run(self, order: wire.Run, input_json: bytes) -> tuple[wire.Done | wire.Failed, bytes]:
         handler = self._handlers[order.function]
         try:
-            result = self._call(handler.function, handler.input_model.model_validate_json(input_json))
-            return wire.Done(order.run), self._serialise(handler, result)
+            result = self._call(
+                handler.function, handler.input_model.model_validate_json(input_json)
+            )
+            result_json = self._serialise(handler, result)
         except _InvalidOutputError as error:
+            output.flush()
             return _failed(order, FailureReason.INVALID_OUTPUT, error, with_traceback=False), b""
         except BaseException as error:  # noqa: BLE001 - any of them ends this task, and only it
+            output.flush()
             return _failed(order, FailureReason.EXCEPTION, error), b""
+        output.flush()
+        return wire.Done(order.run, output.is_pending()), result_json
 
-    def _call(self, function: Any, *arguments: BaseModel) -> object:
-        result: object = function(*arguments)
+    def _call(self, function: Callable[..., object], *arguments: BaseModel) -> object:
+        result = function(*arguments)
         if self._loop is not None and inspect.isawaitable(result):
             return self._loop.run_until_complete(_awaited(result))
         return result

@@ -8,9 +8,11 @@ lines before a kill would be lost); PYTHONUNBUFFERED is not needed.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import io
 import os
 import sys
+import termios
 
 _IOLBF = 1  # <stdio.h>, glibc and musl
 
@@ -42,3 +44,11 @@ def flush() -> None:
         except (OSError, ValueError, AttributeError):
             # Closed, full of errors, or None: nothing can be shown, and no task depends on it.
             continue
+
+
+def is_pending() -> bool:
+    """Tell whether something printed here may not have been read by the front yet."""
+    try:
+        return any(fcntl.ioctl(1, termios.FIONREAD, b"\0\0\0\0"))
+    except OSError:  # a handler closed it, or put something else there
+        return True

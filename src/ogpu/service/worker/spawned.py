@@ -24,7 +24,14 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2])['sys_path']; "
     "from ogpu.service.worker.spawned import {entry}; {entry}()"
 )
-_PASSED_ON = ("sys_path", "sys_argv", "orig_dir", "dir", "init_main_from_name", "init_main_from_path")
+_PASSED_ON = (
+    "sys_path",
+    "sys_argv",
+    "orig_dir",
+    "dir",
+    "init_main_from_name",
+    "init_main_from_path",
+)
 
 
 def preparation() -> str:
@@ -67,7 +74,7 @@ def worker_main() -> None:
 
     channel = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(channel.fileno(), False)
-    launch = cast(wire.Launch, wire.decode_header(sys.argv[3].encode()))
+    launch = cast("wire.Launch", wire.decode_header(sys.argv[3].encode()))
     try:
         _import_source(json.loads(sys.argv[2]))
     except BaseException as error:  # noqa: BLE001 - told to the front, which decides
@@ -78,9 +85,9 @@ def worker_main() -> None:
 
 def _import_source(data: dict[str, Any]) -> None:
     """Import the main module as ``__mp_main__``; start() sees ``_inheriting`` and returns."""
-    process = cast(Any, multiprocessing.process.current_process())
+    process = cast("Any", multiprocessing.process.current_process())
     process._inheriting = True  # noqa: SLF001 - what multiprocessing.spawn sets around the same call
     try:
         multiprocessing.spawn.prepare(data)
     finally:
-        del process._inheriting
+        del process._inheriting  # noqa: SLF001 - as above

@@ -19,6 +19,7 @@ If the template itself is killed, the kernel kills the workers (PR_SET_PDEATHSIG
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import selectors
@@ -27,18 +28,20 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Callable, NoReturn, Union
+from typing import Any, NoReturn
 
 import setproctitle
 
 from .. import wire
+from ..errors import WireError
 from ..processes import become_subreaper, die_with_parent, own_children
 from . import output, spawned
 from .loop import run_worker
 
-SignalHandler = Union[Callable[[int, Union[FrameType, None]], Any], int]
+SignalHandler = Callable[[int, FrameType | None], Any] | int
 
 # Ctrl-C reaches the whole foreground group; only the front acts on it, and ends this process.
 _FRONTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -130,7 +133,7 @@ class Template:
             return False
         order = wire.decode_header(packet)
         if not isinstance(order, wire.Launch):
-            raise wire.WireError(f"a template cannot do {order}")
+            raise WireError(f"a template cannot do {order}")
         try:
             self._launch(order)
         except OSError as error:
@@ -163,7 +166,7 @@ class Template:
     def _become_worker(
         self, order: wire.Launch, channel: socket.socket, output_fd: int
     ) -> NoReturn:
-        """Runs in the new process, from here to its end."""
+        """Live as a worker: the new process runs this, and nothing after it."""
         try:
             die_with_parent(self._pid)
             os.setsid()
@@ -175,7 +178,7 @@ class Template:
                 assert self._prepared is not None
                 os.set_inheritable(channel.fileno(), True)
                 command = spawned.worker_command(channel.fileno(), self._prepared, order)
-                os.execv(command[0], command)
+                os.execv(command[0], command)  # noqa: S606 - our own command, no shell
             self._drop_descriptors()
             setproctitle.setproctitle(f"ogpu-service: worker {order.slot}")
             os._exit(run_worker(order, channel))
@@ -185,7 +188,7 @@ class Template:
             os._exit(70)
 
     def _drop_descriptors(self) -> None:
-        """Close what is the template's: a worker that held the control socket would hide its end."""
+        """Close what is the template's: in a worker, the control socket would hide its end."""
         self._control.close()
         self._selector.close()
         for pidfd in (*self._workers, *self._orphans):
@@ -195,12 +198,9 @@ class Template:
 
     def _bury_worker(self, pidfd: int) -> None:
         worker = self._workers.pop(pidfd)
-        try:
+        # No such group: it died before setsid(). No permission: what is left runs as another user.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(worker.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            # No group: it died before setsid(). No permission: all that is left of the group
-            # runs as another user, or is the dead worker itself.
-            pass
         self._forget(pidfd)
         _, status = os.waitpid(worker.pid, 0)
         code = os.waitstatus_to_exitcode(status)

@@ -1,0 +1,56 @@
+"""uvicorn's HTTP protocol, with one write a response. Runs in the front.
+
+uvicorn writes a response's head and its body one after the other, and each write wakes the client:
+on a virtual machine that alone costs more than the parsing. Here what is written within one step
+of the event loop goes out together, when the step is over. Large pieces go out as they come, so
+that the limits of the transport's buffer hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_COALESCED_BYTES = 16 * 1024
+
+
+class _CoalescingTransport:
+    """A transport that keeps small writes until the loop's step is over."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._kept: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._kept and len(data) <= _COALESCED_BYTES:
+            self._loop.call_soon(self._flush)
+            self._kept.append(data)
+            return
+        self._kept.append(data)
+        if len(data) > _COALESCED_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        kept, self._kept = self._kept, []
+        if kept:
+            self._transport.write(kept[0] if len(kept) == 1 else b"".join(kept))
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a transport has
+        return getattr(self._transport, name)
+
+
+class OneWriteProtocol(HttpToolsProtocol):
+    """uvicorn's protocol on a transport that coalesces."""
+
+    def connection_made(  # type: ignore[override]  # as uvicorn itself declares it
+        self, transport: asyncio.Transport
+    ) -> None:
+        coalescing = _CoalescingTransport(transport, self.loop)
+        super().connection_made(cast("asyncio.Transport", coalescing))
