@@ -57,8 +57,7 @@ def start(**overrides: object) -> None:
         settings = load_settings(**overrides)
         configure_front(settings.log_level, settings.log_format)
         require_platform()
-        with _leaving_on_signals():
-            _serve(settings)
+        _serve(settings)
     except ServiceError as error:
         logger.critical("%s", error)
         raise SystemExit(error.exit_code) from error
@@ -90,8 +89,9 @@ def _serve(settings: Settings) -> None:
     logger.info("Starting OpenGPU Service with %d handler(s)", len(handlers))
     logger.info("%s", describe(settings))
     pid, control, method = _make_template(settings.start_method)
-    with control:
-        # Beyond this line the process may have threads. The first worker's @init runs meanwhile.
+    # Beyond this line the process may have threads. The first worker's @init runs meanwhile. Set
+    # earlier, the handlers would be the workers' as well.
+    with control, _leaving_on_signals():
         from .pool.launcher import Launcher  # noqa: PLC0415 - asyncio
 
         launcher = Launcher(pid, control, method, settings)

@@ -47,11 +47,16 @@ def timed_out(task: Task, output: str | None) -> Outcome:
     return Outcome(TaskState.TIMED_OUT, error=error)
 
 
-def worker_died(task: Task, slot: int, gone: wire.Gone, output: str | None) -> Outcome:
-    """Return the end of a task whose worker ended by itself while it ran it."""
+def worker_died(
+    task: Task, gone: wire.Gone, output: str | None, *, channel_broken: bool
+) -> Outcome:
+    """Return the end of a task whose worker ended while it ran it, and not for its deadline."""
+    how = describe_end(gone)
+    if channel_broken:
+        how = "closed its channel to the service, or wrote garbage to it, and was killed"
     error = TaskError(
         FailureReason.WORKER_DIED,
-        f"worker {slot} {describe_end(gone)} while it ran `{task.function}`",
+        f"worker {gone.slot} {how} while it ran `{task.function}`",
         signal=gone.signal,
         exit_code=gone.exit_code,
         output=output,

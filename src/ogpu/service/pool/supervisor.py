@@ -19,9 +19,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from enum import Enum
-from typing import Any
 
 from .. import wire
 from ..backoff import Backoff
@@ -30,6 +29,7 @@ from ..errors import FirstInitError, PoolBrokenError, WireError
 from ..journal import MemoryJournal, Outcome
 from ..logger import logger
 from ..task import Task, WorkerReference
+from .background import Background
 from .evidence import (
     describe_end,
     failed_in_worker,
@@ -82,7 +82,7 @@ class Supervisor:
         self._on_fatal = on_fatal
         self._runs = 0
         self._loop = asyncio.get_running_loop()
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background(self._on_defect)
         self._idle = asyncio.Event()
         self._all_gone = asyncio.Event()
 
@@ -141,9 +141,7 @@ class Supervisor:
         for slot in self.slots:
             if slot.process is not None:
                 await slot.process.bury()
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.cancel()
 
     # --- giving out work
 
@@ -286,7 +284,7 @@ class Supervisor:
         channel_fd, output_fd, pidfd = descriptors
         limit = self._settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
         slot.process = WorkerProcess(launched, channel_fd, output_fd, pidfd, limit, self)
-        self._in_background(slot.process.connect())
+        self._background.run(slot.process.connect())
         if slot.state is SlotState.STOPPING:  # the service is stopping meanwhile
             slot.process.kill()
 
@@ -299,7 +297,7 @@ class Supervisor:
         self._refill(slot, useful=False)
 
     def on_gone(self, gone: wire.Gone) -> None:
-        self._in_background(self._bury(self.slots[gone.slot], gone))
+        self._background.run(self._bury(self.slots[gone.slot], gone))
 
     def on_template_lost(self) -> None:
         if self.state is not PoolState.BROKEN:
@@ -329,12 +327,17 @@ class Supervisor:
         task = self._take_back(slot)
         if task is None:
             return
+        if slot.exit_reason is ExitReason.SHUT_DOWN:
+            self._journal.requeue(task)  # the next start runs it, where the journal outlives us
+            return
         if process.orders_unread:
             logger.warning("[%s] queued again: its worker died before it took it", task.address)
             self._journal.requeue(task)
             self.queue.appendleft(task)
             return
-        self._journal.finish(task, worker_died(task, slot.index, gone, process.output.tail()))
+        broken = slot.exit_reason is ExitReason.BROKEN_CHANNEL
+        output = process.output.tail()
+        self._journal.finish(task, worker_died(task, gone, output, channel_broken=broken))
         self._note_idle()
 
     def _refill(self, slot: Slot, *, useful: bool) -> None:
@@ -383,16 +386,8 @@ class Supervisor:
         slot = self.slots[process.slot]
         return slot if slot.process is process else None
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        task.add_done_callback(self._report_defect)
-
-    def _report_defect(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("The supervisor failed", exc_info=error)
-            self._on_fatal(PoolBrokenError(f"the supervisor failed: {error!r}"))
+    def _on_defect(self, error: BaseException) -> None:
+        self._on_fatal(PoolBrokenError(f"the supervisor failed: {error!r}"))
 
     @staticmethod
     def _reference(slot: Slot, process: WorkerProcess) -> WorkerReference:

@@ -1,0 +1,33 @@
+# Everything happens in .venv, which the first target that needs it makes. PYTHON chooses another.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test lint smoke test-torch clean
+
+demo: $(VENV)/installed      ## start the quickstart, send it tasks, see a hung one killed
+	$(BIN)/python examples/quickstart/demo.py
+
+test: $(VENV)/installed lint ## lint, types, and the whole suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+smoke: $(VENV)/installed     ## a part of the suite on every other Python 3.10 to 3.13 found here
+	$(BIN)/nox --session smoke
+
+test-torch: $(VENV)/installed ## the PyTorch example and tests (installs PyTorch)
+	$(PIP) -r examples/torch/requirements.txt
+	$(BIN)/python -m pytest -m torch
+
+clean:
+	rm -rf $(VENV) .nox
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,164 @@
+"""Start a server as its own process, talk HTTP to it, and end it, with a limit on every wait."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HOST = "127.0.0.1"
+SOURCES = Path(__file__).parent / "sources"
+START_LIMIT_S = 120.0
+STOP_LIMIT_S = 20.0
+ANSWER_LIMIT_S = 60.0
+_LOG_TAIL_BYTES = 4000
+
+
+class BenchmarkError(Exception):
+    """What was to be measured did not happen, so there is no figure."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a benchmark; end its servers on SIGTERM, too (a SIGKILL leaves them behind)."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        main()
+    except BenchmarkError as error:
+        raise SystemExit(f"No figures: {error}") from error
+
+
+class Server:
+    """A server process that listens on ``port``; what it logs goes to a file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self._log = log
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_LIMIT_S)
+
+    def log_tail(self) -> str:
+        return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+
+    def wait_for(
+        self, is_ready: Callable[[http.client.HTTPConnection], bool], poll_s: float = 0.05
+    ) -> None:
+        """Ask on a fresh connection until ``is_ready`` says yes."""
+        limit = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < limit:
+            if self.process.poll() is not None:
+                raise BenchmarkError(
+                    f"the server exited with {self.process.returncode}:\n{self.log_tail()}"
+                )
+            connection = self.connect()
+            try:
+                if is_ready(connection):
+                    return
+            except (ConnectionError, http.client.HTTPException):
+                time.sleep(poll_s)  # nothing listens yet
+            else:
+                time.sleep(poll_s)
+            finally:
+                connection.close()
+        raise BenchmarkError(f"not ready within {START_LIMIT_S:g} s:\n{self.log_tail()}")
+
+
+@contextmanager
+def serving(
+    command: Sequence[str | Path], port: int, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run a server in an empty folder of its own; end it, whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="ogpu-benchmark-") as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as log_file:
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env={**_own_environment(), **(environment or {})},
+                start_new_session=True,
+            )
+        try:
+            yield Server(process, port, log)
+        finally:
+            _end(process)
+
+
+@contextmanager
+def serving_source(source: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Run a source on ogpu.service with one worker and nobody to call back."""
+    port = free_port()
+    settings = {
+        "OGPU_HOST": HOST,
+        "OGPU_PORT": str(port),
+        "OGPU_WORKERS": "1",
+        **(environment or {}),
+    }
+    with serving([sys.executable, SOURCES / source], port, settings) as server:
+        yield server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def is_ready(connection: http.client.HTTPConnection) -> bool:
+    """Ask ogpu.service whether a task would run now."""
+    connection.request("GET", "/readyz")
+    return connection.getresponse().status == 200
+
+
+def get(connection: http.client.HTTPConnection, path: str) -> Any:
+    connection.request("GET", path)
+    return answer(connection)
+
+
+def post(
+    connection: http.client.HTTPConnection,
+    path: str,
+    body: object,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Send a request; ``answer`` reads what comes back."""
+    given = {"content-type": "application/json", **(headers or {})}
+    connection.request("POST", path, json.dumps(body), given)
+
+
+def answer(connection: http.client.HTTPConnection) -> Any:
+    response = connection.getresponse()
+    body = response.read()
+    if not 200 <= response.status < 300:
+        raise BenchmarkError(f"answered {response.status}: {body[:500]!r}")
+    return json.loads(body)
+
+
+def _own_environment() -> dict[str, str]:
+    """Return this process's environment, less the one variable that would reach someone else."""
+    return {name: value for name, value in os.environ.items() if name != "CALLBACK_URL"}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process that was started here to end; kill it and its group if it does not."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        # It leads its session and has not been waited for: the number is its group's alone.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(STOP_LIMIT_S)

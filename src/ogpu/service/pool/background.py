@@ -1,0 +1,39 @@
+"""Work that nobody awaits: started, kept, reported when it fails, cancelled at the end.
+
+Runs in the front.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+from ..logger import logger
+
+
+class Background:
+    """Runs coroutines beside the caller; ``on_failure`` is told of an exception that left one."""
+
+    def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
+        self._on_failure = on_failure
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, work: Coroutine[object, object, None]) -> None:
+        """Start it now."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+
+    async def cancel(self) -> None:
+        """End what still runs, and wait for it."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            logger.critical("A background task of the pool failed", exc_info=error)
+            self._on_failure(error)

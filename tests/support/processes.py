@@ -1,0 +1,42 @@
+"""Which processes are there: the tests' own view, independent of the package's."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import psutil
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Make every orphan of what the tests start a child of the test run, where it is counted."""
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def descendants() -> list[psutil.Process]:
+    """Return every process below the test run that has not ended; reap the orphans that have."""
+    alive = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+            elif process.ppid() == os.getpid():
+                os.waitpid(process.pid, os.WNOHANG)
+        except (psutil.NoSuchProcess, ChildProcessError):
+            continue
+    return alive
+
+
+def is_gone(pid: int) -> bool:
+    """Return whether no process of that pid is alive (a zombie is not)."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def open_descriptors(pid: int) -> int:
+    """Count the open descriptors of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))

@@ -1,0 +1,73 @@
+"""The arrows between the rooms of the house (design §9)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import ogpu.service
+
+HOUSE = Path(ogpu.service.__file__).parent
+LEAVES = {"task", "wire", "config", "errors", "logger", "processes", "role", "backoff", "handler"}
+ALLOWED = {
+    "http": {"http", "pool", "journal", "outbox"} | LEAVES,
+    "pool": {"pool", "journal"} | LEAVES,
+    "worker": {"worker", "wire", "handler", "errors", "logger", "processes", "role"},
+}
+
+
+def imported_rooms(file: Path) -> set[str]:
+    """Return the rooms of the house that a file imports from, at any level of its code."""
+    depth = len(file.relative_to(HOUSE).parts)
+    rooms: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            inside = file.relative_to(HOUSE).parts[: depth - node.level]
+            path = (*inside, *(node.module.split(".") if node.module else ()))
+            rooms |= {path[0]} if path else {alias.name for alias in node.names}
+    return rooms
+
+
+def test_arrows_point_one_way() -> None:
+    """http → pool → leaves, worker → wire and handler; neither side imports the other."""
+    for room, allowed in ALLOWED.items():
+        for file in (HOUSE / room).glob("*.py"):
+            assert imported_rooms(file) <= allowed, file
+
+
+def test_no_file_is_too_long() -> None:
+    for file in HOUSE.rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= 400, file
+
+
+def test_importing_the_package_loads_no_web_code() -> None:
+    """What a source imports is what the template forks: the front's libraries come after it."""
+    code = (
+        "import sys, ogpu.service, ogpu.service.worker.template; "
+        "print(sorted({'fastapi', 'uvicorn', 'aiohttp', 'uvloop', 'starlette'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_torch_is_asked_to_look_for_gpus_without_a_context() -> None:
+    code = "import os, ogpu.service; print(os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "1"
+
+
+def test_the_namespace_is_shared() -> None:
+    """`src/ogpu` has no __init__.py: the rest of the SDK may live beside this package."""
+    assert not (HOUSE.parent / "__init__.py").exists() or "site-packages" in str(HOUSE)
+
+
+def test_the_command_line_tells_which_module_is_in_place() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "ogpu.service", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == f"ogpu-service {ogpu.service.__version__} ({HOUSE})"

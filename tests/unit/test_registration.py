@@ -1,0 +1,178 @@
+"""@init, @expose and the registry: the errors of the frozen module, and its importable names."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel
+
+import ogpu.service
+from ogpu.service import decorators, handler
+
+
+class Model(BaseModel):
+    text: str = ""
+
+
+@pytest.fixture(autouse=True)
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handler, "_handlers", {})
+    monkeypatch.setattr(handler, "_init_function", None)
+
+
+def test_expose_registers_and_returns_the_function_itself() -> None:
+    @ogpu.service.expose(timeout=1.5)
+    def predict(data: Model) -> Model:
+        return data
+
+    assert handler.get_handlers() == [(predict, Model, Model)]
+    assert handler.registered()["predict"].timeout_s == 1.5
+    assert predict(Model(text="direct")).text == "direct"
+
+
+def test_a_second_handler_of_one_name_is_a_value_error() -> None:
+    def predict(data: Model) -> Model:
+        return data
+
+    ogpu.service.expose()(predict)
+    with pytest.raises(ValueError, match="`predict` is already registered"):
+        ogpu.service.expose()(predict)
+
+
+@pytest.mark.parametrize(
+    "timeout", [0, -1, 0.0, float("nan"), float("inf"), "5", True, False, [], 1j, object()]
+)
+def test_a_bad_timeout_is_a_value_error_that_names_the_function(timeout: object) -> None:
+    def predict(data: Model) -> Model:
+        return data
+
+    with pytest.raises(ValueError, match="predict"):
+        ogpu.service.expose(timeout=timeout)(predict)  # type: ignore[arg-type]
+    assert handler.get_handlers() == []
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(1, 1.0), (0.25, 0.25), (None, None)])
+def test_a_good_timeout_is_kept_in_seconds(timeout: float | None, seconds: float | None) -> None:
+    def predict(data: Model) -> Model:
+        return data
+
+    ogpu.service.expose(timeout)(predict)
+    assert handler.registered()["predict"].timeout_s == seconds
+
+
+def test_expose_without_parentheses_says_what_to_write() -> None:
+    def predict(data: Model) -> Model:
+        return data
+
+    with pytest.raises(ValueError, match=r"`predict`: write `@expose\(\)`"):
+        ogpu.service.expose(predict)  # type: ignore[arg-type]
+
+
+def no_return(data: Model):  # type: ignore[no-untyped-def]
+    return data
+
+
+def no_argument() -> Model:
+    return Model()
+
+
+def two_arguments(data: Model, more: Model) -> Model:
+    return data
+
+
+def bare_argument(data) -> Model:  # type: ignore[no-untyped-def]
+    return Model()
+
+
+def text_in(data: str) -> Model:
+    return Model()
+
+
+def text_out(data: Model) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (no_return, "must have a return type"),
+        (no_argument, "exactly ONE input argument .got 0."),
+        (two_arguments, "exactly ONE input argument .got 2."),
+        (bare_argument, "Input to `bare_argument` must be a subclass"),
+        (text_in, "Input to `text_in` must be a subclass"),
+        (text_out, "Return type of `text_out` must be a subclass"),
+    ],
+)
+def test_a_wrong_signature_is_a_type_error(function: object, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        ogpu.service.expose()(function)  # type: ignore[type-var]
+
+
+def test_init_is_registered_once_and_takes_nothing() -> None:
+    def load() -> None: ...
+
+    def load_more() -> None: ...
+
+    def load_from(path: str) -> None: ...
+
+    with pytest.raises(TypeError, match="must take no arguments"):
+        ogpu.service.init()(load_from)
+    assert ogpu.service.init()(load) is load
+    assert handler.get_init_handler() is load
+    with pytest.raises(ValueError, match="`load` is already registered"):
+        ogpu.service.init()(load_more)
+
+
+def test_the_frozen_registry_functions_work() -> None:
+    def predict(data: Model) -> Model:
+        return data
+
+    def load() -> None: ...
+
+    handler.add_handler(predict, Model, Model)
+    handler.add_init_handler(load)
+    assert handler.get_handlers() == [(predict, Model, Model)]
+    assert handler.get_init_handler() is load
+    assert decorators.init is ogpu.service.init
+    assert decorators.expose is ogpu.service.expose
+
+
+def test_every_frozen_name_is_importable() -> None:
+    """Design §3: what deployed sources import or patch stays where it was."""
+    from ogpu.service.config import (
+        CALLBACK_URL,
+        PROTOCOL_VERSION,
+        PROVIDER_ADDRESS,
+        SDK_VERSION,
+        SENTRY_DSN,
+        SERVICE_HOST,
+        SERVICE_PORT,
+        SOURCE_ADDRESS,
+    )
+    from ogpu.service.handler import (
+        add_handler,
+        add_init_handler,
+        get_handlers,
+        get_init_handler,
+    )
+    from ogpu.service.logger import logger
+    from ogpu.service.server import send_callback, start
+
+    assert (SERVICE_HOST, SERVICE_PORT) == ("0.0.0.0", 5555)
+    assert (SOURCE_ADDRESS, PROVIDER_ADDRESS) == ("0xundefined", "0xundefined")
+    assert (CALLBACK_URL, PROTOCOL_VERSION, SENTRY_DSN) == (None, None, None)
+    assert SDK_VERSION[0].isdigit()
+    assert all(map(callable, (add_handler, add_init_handler, get_handlers, get_init_handler)))
+    assert callable(start)
+    assert callable(send_callback)
+    assert logger is ogpu.service.logger
+
+
+def test_everything_public_is_listed() -> None:
+    assert set(ogpu.service.__all__) == {"__version__", "expose", "init", "logger", "start"}
+    assert all(hasattr(ogpu.service, name) for name in ogpu.service.__all__)
+
+
+def test_the_logger_calls_found_in_deployed_sources_exist() -> None:
+    """`ogpu.service.exception(...)` in an except block must not raise an AttributeError."""
+    for name in ("debug", "info", "warning", "error", "exception"):
+        assert callable(getattr(ogpu.service, name))

@@ -1,0 +1,91 @@
+"""The frames between front and worker."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ogpu.service import wire
+from ogpu.service.errors import WireError
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=50)
+MESSAGES = st.one_of(
+    st.builds(wire.Run, run=st.integers(0, 2**53), function=TEXT, task_address=TEXT),
+    st.builds(wire.Done, run=st.integers(0, 2**53), has_output=st.booleans()),
+    st.builds(
+        wire.Failed,
+        run=st.integers(0, 2**53),
+        reason=TEXT,
+        message=TEXT,
+        exception=st.none() | TEXT,
+        traceback=st.none() | TEXT,
+    ),
+    st.builds(
+        wire.Gone,
+        slot=st.integers(0, 9),
+        generation=st.integers(1, 9),
+        exit_code=st.none() | st.integers(0, 255),
+        signal=st.none() | st.integers(1, 64),
+    ),
+)
+
+
+@given(st.lists(st.tuples(MESSAGES, st.binary(max_size=300)), max_size=8), st.data())
+def test_frames_survive_any_cutting_of_the_stream(
+    frames: list[tuple[wire.Message, bytes]], data: st.DataObject
+) -> None:
+    """However the kernel cuts the stream into reads, the same messages come out."""
+    stream = b"".join(wire.encode_frame(message, payload) for message, payload in frames)
+    decoder = wire.FrameDecoder(300)
+    found = []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        found += decoder.feed(stream[:size])
+        stream = stream[size:]
+    assert found == frames
+
+
+@given(st.binary(min_size=8, max_size=200))
+def test_garbage_is_refused_and_nothing_else_happens(garbage: bytes) -> None:
+    """Any bytes at all give messages, nothing yet, or WireError."""
+    decoder = wire.FrameDecoder(100)
+    try:
+        for message, payload in decoder.feed(garbage):
+            assert type(message).__name__
+            assert len(payload) <= 100
+    except WireError:
+        return
+
+
+def test_a_huge_frame_is_refused_before_it_is_read() -> None:
+    """A header that announces 4 GiB costs no memory: it is refused as soon as it is seen."""
+    decoder = wire.FrameDecoder(max_payload_bytes=1000)
+    with pytest.raises(WireError, match="at most"):
+        list(decoder.feed(struct.pack("!II", 10, 2**32 - 1)))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"{}", b"[]", b'["Nothing"]', b'["Done"]', b'["Done",1,2,3]', b'[["Done"],1]', b"\xff"],
+)
+def test_a_header_that_is_no_message_is_refused(header: bytes) -> None:
+    with pytest.raises(WireError):
+        wire.decode_header(header)
+
+
+@given(st.integers(0, 100), TEXT)
+def test_a_log_record_is_one_line(level: int, text: str) -> None:
+    """A record, whatever its text, is one line of output, and comes back whole."""
+    line = wire.encode_log(level, text)
+    assert "\n" not in line
+    assert wire.decode_log(line) == (level, text)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "hello", "[20, 'x']", "\x1e", "\x1e[1]", '\x1e["a", "b"]', "\x1e7"]
+)
+def test_other_lines_are_no_log_records(line: str) -> None:
+    assert wire.decode_log(line) is None
