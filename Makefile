@@ -10,7 +10,7 @@ demo: $(VENV)/installed      ## start the quickstart, send it tasks, see a hung 
 	$(BIN)/python examples/quickstart/demo.py
 
 test: $(VENV)/installed lint ## lint, types, and the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3  # most tests wait for processes, not for a core
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -6,9 +6,8 @@ fixture `nothing_left_over`).
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -105,7 +104,7 @@ def test_the_kill_comes_at_the_deadline(start_server: StartServer, hang: str) ->
         lateness.append((finished - deadline).total_seconds())
     # The best of three: this machine may be busy with other things, the mechanism is not.
     assert min(lateness) < 0.05
-    assert datetime.now(timezone.utc).timestamp() < time.time() + 1
+    assert all(late >= 0 for late in lateness)
 
 
 def test_every_death_fails_its_task_and_no_other(start_server: StartServer, sink: Sink) -> None:

@@ -113,8 +113,8 @@ def test_results_are_sent_once_each(start_server: StartServer, sink: Sink) -> No
 
 
 def test_without_a_callback_url_one_line_says_so(start_server: StartServer) -> None:
-    """One line at start, and none for a task."""
-    server = start_server()
+    """One line at start, and none for a task; a variable that compose left empty is not set."""
+    server = start_server(CALLBACK_URL="")
     for number in range(5):
         server.run("echo", f"t{number}")
     server.stop()

@@ -47,7 +47,8 @@ def test_an_init_that_fails_at_first_start_ends_the_program(
     )
     assert server.wait_exit() == 3
     assert "RuntimeError: the model file is missing" in server.log
-    assert "the first worker did not become ready" in server.log
+    assert "CRITICAL    the first worker did not become ready: its @init failed" in server.log
+    assert "Logging error" not in server.log
     assert "Listening" not in server.log
     assert refuses_connections(port)
 

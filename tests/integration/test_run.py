@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -172,10 +173,12 @@ def test_a_full_queue_is_503_with_retry_after(start_server: StartServer) -> None
     assert server.http.get("/tasks/q9").status_code == 404
 
 
-def test_the_same_task_again_while_active_is_one_run(start_server: StartServer) -> None:
+def test_the_same_task_again_while_active_is_one_run(
+    start_server: StartServer, tmp_path: Path
+) -> None:
     """200 identical POSTs at once: every one is answered 202, and the handler runs once."""
     server = start_server()
-    server.post("unlimited_sleep", "first", {"number": 0.5})
+    server.post("waits_for_file", "first", {"text": str(tmp_path / "go on")})
     url = f"{server.url}/run/echo/same"
     barrier = threading.Barrier(20)
 
@@ -188,6 +191,7 @@ def test_the_same_task_again_while_active_is_one_run(start_server: StartServer) 
 
     with ThreadPoolExecutor(20) as pool:
         assert sum(pool.map(post, range(20))) == 200
+    (tmp_path / "go on").touch()
     server.wait_state("same", "succeeded")
     assert server.slot()["tasks_done"] == 2
 

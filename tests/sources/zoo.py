@@ -122,6 +122,13 @@ def unlimited_sleep(data: Input) -> Output:
 
 
 @ogpu.service.expose()
+def waits_for_file(data: Input) -> Output:
+    while not os.path.exists(data.text):
+        time.sleep(0.01)
+    return Output(text=data.text)
+
+
+@ogpu.service.expose()
 def rich(data: Input) -> Output:
     return Output(when=datetime(2026, 1, 2, tzinfo=timezone.utc), number=float("nan"))
 

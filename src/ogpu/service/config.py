@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         description="seconds that running tasks get after SIGTERM (docker stop kills after 10)",
     )
     callback_url: str | None = Field(
-        default_factory=lambda: CALLBACK_URL,
+        default_factory=lambda: CALLBACK_URL or None,
         validation_alias=AliasChoices("CALLBACK_URL", "callback_url"),
         pattern=r"^https?://",
         description="results go to {CALLBACK_URL}/{task_address}",

@@ -128,6 +128,7 @@ async def serve(settings: Settings, handlers: dict[str, Handler], launcher: Laun
             await asyncio.wait([serving], timeout=_SHUTDOWN_S)
         listener.close()
         await outbox.stop()
+        batch_lines(None)  # what is logged after this has no loop to be written by
     if stop.error is not None:
         raise stop.error
     logger.info("Stopped")

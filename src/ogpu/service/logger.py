@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from types import ModuleType
-from typing import TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 from . import config, wire
 
@@ -35,6 +35,12 @@ _THEMES = {
     "FAIL": ("❌ FAIL", "\x1b[31m"),
     "CRITICAL": ("CRITICAL", "\x1b[35m"),
 }
+
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # has no [] before Python 3.11
 
 
 class ServiceLogger(logging.Logger):
@@ -114,7 +120,7 @@ class _WorkerFormatter(logging.Formatter):
         return wire.encode_log(record.levelno, text)
 
 
-class _BatchingHandler(logging.StreamHandler[TextIO]):
+class _BatchingHandler(_StreamHandler):
     """Writes lines at once, or, on an event loop, those of _BATCH_S together.
 
     Warnings and worse go out at once, with all that came before them. (One write for each task's

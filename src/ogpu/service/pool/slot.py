@@ -70,6 +70,7 @@ class Slot:
     process: WorkerProcess | None = None
     task: Task | None = None
     run: int = 0  # the number of the Run that is out; answers to others are late news
+    deadline_s: float = 0.0  # of the running task, on the monotonic clock
     deadline_timer: asyncio.TimerHandle | None = None
     backoff_timer: asyncio.TimerHandle | None = None
     exit_reason: ExitReason | None = None  # of the worker that is leaving, once known

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -164,10 +165,11 @@ class Supervisor:
         self._runs += 1
         slot.run = self._runs
         process.output.begin_task(task.address)
-        process.send(wire.Run(slot.run, task.function, task.address), task.input)
-        if task.timeout_s is not None:
-            slot.deadline_timer = self._loop.call_later(task.timeout_s, self._on_deadline, slot)
         self._journal.start(task, self._reference(slot, process))
+        if task.timeout_s is not None:
+            slot.deadline_s = time.monotonic() + task.timeout_s
+            slot.deadline_timer = self._loop.call_later(task.timeout_s, self._on_deadline, slot)
+        process.send(wire.Run(slot.run, task.function, task.address), task.input)
 
     def _take_back(self, slot: Slot) -> Task | None:
         """Free a slot of its task, which is about to end or to be queued again."""
@@ -241,6 +243,10 @@ class Supervisor:
     # --- how a worker ends
 
     def _on_deadline(self, slot: Slot) -> None:
+        remaining_s = slot.deadline_s - time.monotonic()
+        if remaining_s > 0:  # the loop's clock stands still during a step, so its timers are early
+            slot.deadline_timer = self._loop.call_later(remaining_s, self._on_deadline, slot)
+            return
         task = slot.task
         assert task is not None
         assert slot.process is not None
