@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,21 @@ from .errors import PlatformError
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process as many descriptors as it may have: each worker and client takes some."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def open_standard_descriptors() -> None:
+    """Open /dev/null where 0, 1 or 2 is closed: the next file opened would be taken for it."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def require_platform() -> None:
@@ -62,6 +78,11 @@ def thread_count() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
+def zombie_children() -> int:
+    """Count the children of this process's main thread that have ended and were not waited for."""
+    return sum(_state_and_parent(pid)[0] == "Z" for pid in own_children())
+
+
 def own_children() -> set[int]:
     """Return the pids of this process's children; call it from a single-threaded process.
 
@@ -81,11 +102,16 @@ def _children_by_scan(parent: int) -> set[int]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        try:
-            stat = (entry / "stat").read_text(encoding="ascii", errors="replace")
-        except (FileNotFoundError, ProcessLookupError):  # it ended between listing and reading
-            continue
-        # proc_pid_stat(5): "pid (comm) state ppid …", and comm may hold spaces and parentheses
-        if int(stat.rpartition(")")[2].split()[1]) == parent:
+        if _state_and_parent(int(entry.name))[1] == parent:
             found.add(int(entry.name))
     return found
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):  # it ended between listing and reading
+        return "", 0
+    # proc_pid_stat(5): "pid (comm) state ppid …", and comm may hold spaces and parentheses
+    state, parent, *_ = stat.rpartition(")")[2].split()
+    return state, int(parent)

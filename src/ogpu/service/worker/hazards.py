@@ -11,6 +11,7 @@ spawned as fresh interpreters instead. In the order in which they are looked for
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -63,7 +64,8 @@ def _openmp_threads() -> str | None:
     child = os.fork()
     if child == 0:
         os._exit(0)
-    os.waitpid(child, 0)
+    with contextlib.suppress(ChildProcessError):  # the source ignores SIGCHLD
+        os.waitpid(child, 0)
     if thread_count() == 1:
         return None
     return "the source ran numeric code while it was imported, and OpenMP (libgomp) has threads"

@@ -25,7 +25,8 @@ from pydantic import BaseModel
 from .. import wire
 from ..errors import FailureReason, WireError
 from ..handler import Handler, get_init_handler, registered
-from ..logger import configure_worker, enable_sentry, flush_sentry
+from ..logger import configure_worker, enable_sentry, flush_sentry, logger
+from ..processes import zombie_children
 from ..role import Role, set_role
 from . import output
 
@@ -35,6 +36,10 @@ _READ_BYTES = 256 * 1024
 # without this, 9,000 and 0.14 ms with it (1 worker, 2 virtual cores). An idle worker sleeps, and
 # where there are as many workers as cores none spins (2 workers: 8,200 tasks/s, 6,000 if they did).
 _SPIN_S = 0.0002
+# A worker adopts the orphans of its tasks' processes, so that none escapes its end; it cannot reap
+# them, since some may be children that the source itself will wait for. It makes room by leaving.
+_ZOMBIE_CHECK_TASKS = 50
+_MAX_ZOMBIES = 500
 _FRONT_INPUT_LIMIT = 2**32  # the front has checked OGPU_MAX_BODY_BYTES
 
 
@@ -60,7 +65,7 @@ def report_init_failure(channel: socket.socket, error: BaseException) -> None:
     """Tell the front that the worker cannot start."""
     channel.sendall(
         wire.encode_frame(
-            wire.InitFailed(type(error).__name__, _message_of(error), _traceback_of(error))
+            wire.InitFailed(_cut(type(error).__name__), _message_of(error), _traceback_of(error))
         )
     )
 
@@ -70,6 +75,8 @@ class _Worker:
         self._channel = channel
         self._max_result_bytes = launch.max_result_bytes
         self._may_spin = launch.may_spin
+        self._pid = os.getpid()
+        self._tasks_done = 0
         self._handlers = registered()
         init = get_init_handler()
         is_async = any(h.is_async for h in self._handlers.values())
@@ -86,7 +93,11 @@ class _Worker:
         if init is not None:
             try:
                 self._call(init)
+                if os.getpid() != self._pid:
+                    os._exit(0)  # a child that @init forked
             except BaseException as error:  # noqa: BLE001 - told to the front, which decides
+                if os.getpid() != self._pid:
+                    os._exit(1)
                 report_init_failure(self._channel, error)
                 return False
             finally:
@@ -101,7 +112,14 @@ class _Worker:
             if not isinstance(message, wire.Run):
                 raise WireError(f"a worker cannot do {message}")
             answer, result = self._run(message, payload)
+            if os.getpid() != self._pid:
+                # The handler forked, and this is the child, which must not answer for its parent.
+                os._exit(0 if isinstance(answer, wire.Done) else 1)
             self._channel.sendall(wire.encode_frame(answer, result))
+            self._tasks_done += 1
+            if self._tasks_done % _ZOMBIE_CHECK_TASKS == 0 and zombie_children() > _MAX_ZOMBIES:
+                logger.warning("More than %d zombies were left here by tasks", _MAX_ZOMBIES)
+                return
 
     def _frames(self) -> Iterator[tuple[wire.Message, bytes]]:
         decoder = wire.FrameDecoder(_FRONT_INPUT_LIMIT)
@@ -189,7 +207,7 @@ def _failed(
         run=order.run,
         reason=reason.value,
         message=_message_of(error),
-        exception=type(error).__name__ if with_traceback else None,
+        exception=_cut(type(error).__name__) if with_traceback else None,
         traceback=_traceback_of(error) if with_traceback else None,
     )
 
@@ -198,7 +216,7 @@ def _message_of(error: BaseException) -> str:
     """Return the exception's text, whatever its ``__str__`` does."""
     try:
         text = str(error)
-    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+    except BaseException as broken:  # noqa: BLE001 - a user's __str__ may raise anything
         text = f"(its text cannot be shown: {type(broken).__name__})"
     return _cut(text or type(error).__name__)
 

@@ -12,9 +12,12 @@ import json
 import multiprocessing.process
 import multiprocessing.spawn
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import types
+from pathlib import Path
 from typing import Any, cast
 
 from .. import wire
@@ -85,9 +88,17 @@ def worker_main() -> None:
 
 def _import_source(data: dict[str, Any]) -> None:
     """Import the main module as ``__mp_main__``; start() sees ``_inheriting`` and returns."""
+    main = data.get("init_main_from_name", "")
+    if main == "__main__":  # `python folder`: sys.path[0] is the folder
+        del data["init_main_from_name"]
+        data["init_main_from_path"] = str(Path(data["sys_path"][0], "__main__.py"))
     process = cast("Any", multiprocessing.process.current_process())
     process._inheriting = True  # noqa: SLF001 - what multiprocessing.spawn sets around the same call
     try:
         multiprocessing.spawn.prepare(data)
+        if main.endswith(".__main__"):  # `python -m package`, which multiprocessing leaves out
+            module = types.ModuleType("__mp_main__")
+            sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+            vars(module).update(runpy.run_module(main, run_name="__mp_main__", alter_sys=True))
     finally:
         del process._inheriting  # noqa: SLF001 - as above

@@ -6,15 +6,17 @@ not safe. Every worker is its child, whichever way it was made.
 1. Launch arrives: make the channel and the output pipe, fork; the child leads its own session and
    becomes the worker (method fork) or executes a fresh interpreter (method spawn). The front's
    ends and the worker's pidfd go to the front with Launched.
-2. A worker's pidfd becomes readable: it is dead, but not reaped, so its pid is still its own. Kill
-   its process group, reap it, then kill every orphan. Workers are subreapers: what a worker's
-   process tree loses stays below that worker while it lives, and comes here when it dies. So any
-   child here that is not a living worker is what a dead one has left, however it tried to escape
-   (setsid, double fork, another environment).
-3. Nothing is left: say Gone. A process that SIGKILL cannot end keeps its worker from being Gone.
+2. SIGCHLD: a worker is dead, but not reaped, so its pid is still its own. Kill its process group,
+   reap it, then kill every orphan. Workers are subreapers: what a worker's process tree loses stays
+   below that worker while it lives, and comes here when it dies. So any child here that is not a
+   living worker is what a dead one has left, however it tried to escape (setsid, double fork,
+   another environment).
+3. Nothing of it is left: say Gone. A process that SIGKILL cannot end keeps its own worker from
+   being Gone, and no other.
 4. The control socket ends: the front is dead or done. Kill all, wait (bounded), exit.
 
-If the template itself is killed, the kernel kills the workers (PR_SET_PDEATHSIG).
+If the template itself is killed, the kernel kills the workers (PR_SET_PDEATHSIG), and the front,
+to which their orphans go, kills those.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -43,8 +45,9 @@ from .loop import run_worker
 
 SignalHandler = Callable[[int, FrameType | None], Any] | int
 
-# Ctrl-C reaches the whole foreground group; only the front acts on it, and ends this process.
-_FRONTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C and a closing terminal reach the whole foreground group; only the front acts on them, and
+# ends this process.
+_FRONTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _SHUTDOWN_LIMIT_S = 10.0
 
 
@@ -89,6 +92,14 @@ class _Worker:
     pid: int
 
 
+@dataclass
+class _Burial:
+    """Workers that died together, and the orphans that keep them from being Gone."""
+
+    dead: list[wire.Gone] = field(default_factory=list)
+    orphans: set[int] = field(default_factory=set)
+
+
 class Template:
     """The template's loop; ``prepared`` is what spawned workers need in order to import."""
 
@@ -96,24 +107,37 @@ class Template:
         self._control = control
         self._prepared = prepared
         self._pid = os.getpid()
-        self._selector = selectors.DefaultSelector()
-        self._workers: dict[int, _Worker] = {}  # by pidfd
-        self._orphans: dict[int, int] = {}  # pidfd: pid
-        self._dead: list[wire.Gone] = []  # reaped; Gone is said when no orphan is left
+        self._workers: dict[int, _Worker] = {}  # by pid, and so are the orphans: we alone reap
+        self._burials: list[_Burial] = []
         self._signal_handlers: dict[signal.Signals, SignalHandler] = {}
+        self._selector = selectors.DefaultSelector()
+        self._wakeups, self._wake = socket.socketpair()
 
     def serve(self) -> None:
         """Work until the front is gone."""
         become_subreaper()
-        for number in _FRONTS_SIGNALS:
-            self._signal_handlers[number] = signal.signal(number, signal.SIG_IGN) or signal.SIG_DFL
+        self._take_signals()
         setproctitle.setproctitle("ogpu-service: template")
         # Objects that exist now are shared with every worker; a collection would write to them all.
         gc.freeze()
         self._selector.register(self._control, selectors.EVENT_READ)
-        while self._step(None):
-            pass
-        self._shut_down()
+        self._selector.register(self._wakeups, selectors.EVENT_READ)
+        try:
+            while self._step(None):
+                pass
+        finally:  # whatever happens here, nothing outlives this process
+            self._shut_down()
+
+    def _take_signals(self) -> None:
+        self._wakeups.setblocking(False)
+        self._wake.setblocking(False)
+        # A source may ignore SIGCHLD, or reap in a handler of its own: not here.
+        taken: dict[signal.Signals, SignalHandler] = dict.fromkeys(_FRONTS_SIGNALS, signal.SIG_IGN)
+        taken[signal.SIGCHLD] = _be_woken
+        for number, handler in taken.items():
+            before = signal.signal(number, handler)
+            self._signal_handlers[number] = signal.SIG_DFL if before is None else before
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
 
     def _step(self, timeout_s: float | None) -> bool:
         """Handle what has happened; return False when the front is gone."""
@@ -121,14 +145,17 @@ class Template:
         for key, _ in self._selector.select(timeout_s):
             if key.fileobj is self._control:
                 front_is_there = self._obey()
-            elif key.fd in self._workers:
-                self._bury_worker(key.fd)
-            elif key.fd in self._orphans:
-                self._bury_orphan(key.fd)
+            else:
+                with contextlib.suppress(BlockingIOError):
+                    self._wakeups.recv(4096)
+                self._bury()
         return front_is_there
 
     def _obey(self) -> bool:
-        packet = self._control.recv(wire.MAX_PACKET_BYTES)
+        try:
+            packet = self._control.recv(wire.MAX_PACKET_BYTES)
+        except ConnectionResetError:  # the front died with news from here unread
+            return False
         if not packet:
             return False
         order = wire.decode_header(packet)
@@ -152,11 +179,16 @@ class Template:
                 fronts_channel.close()
                 os.close(output_read)
                 self._become_worker(order, workers_channel, output_write)
-            pidfd = os.pidfd_open(pid)
-            self._workers[pidfd] = _Worker(order.slot, order.generation, pid)
-            self._selector.register(pidfd, selectors.EVENT_READ)
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
+            self._workers[pid] = _Worker(order.slot, order.generation, pid)
             launched = wire.Launched(order.slot, order.generation, pid)
             self._tell(launched, [fronts_channel.fileno(), output_read, pidfd])
+            os.close(pidfd)
         finally:
             fronts_channel.close()
             workers_channel.close()
@@ -172,6 +204,7 @@ class Template:
             os.setsid()
             become_subreaper()
             output.take_over(output_fd)
+            signal.set_wakeup_fd(-1)
             for number, handler in self._signal_handlers.items():
                 signal.signal(number, handler)
             if order.method == "spawn":
@@ -189,71 +222,92 @@ class Template:
 
     def _drop_descriptors(self) -> None:
         """Close what is the template's: in a worker, the control socket would hide its end."""
-        self._control.close()
-        self._selector.close()
-        for pidfd in (*self._workers, *self._orphans):
-            os.close(pidfd)
+        for owned in (self._control, self._selector, self._wakeups, self._wake):
+            owned.close()
 
     # --- burying them
 
-    def _bury_worker(self, pidfd: int) -> None:
-        worker = self._workers.pop(pidfd)
-        # No such group: it died before setsid(). No permission: what is left runs as another user.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        self._forget(pidfd)
-        _, status = os.waitpid(worker.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        self._dead.append(
-            wire.Gone(
-                worker.slot,
-                worker.generation,
-                exit_code=code if code >= 0 else None,
-                signal=-code if code < 0 else None,
-            )
-        )
-        self._kill_orphans()
-
-    def _bury_orphan(self, pidfd: int) -> None:
-        pid = self._orphans.pop(pidfd)
-        self._forget(pidfd)
-        os.waitpid(pid, 0)
-        self._kill_orphans()  # its own children have come here by now
-
-    def _kill_orphans(self) -> None:
-        known = {worker.pid for worker in self._workers.values()} | set(self._orphans.values())
-        for pid in own_children() - known:
-            pidfd = os.pidfd_open(pid)
-            try:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            except PermissionError as error:  # it runs as another user: Gone waits for its own end
-                sys.stderr.write(f"cannot kill process {pid}, left by a worker: {error}\n")
-            self._orphans[pidfd] = pid
-            self._selector.register(pidfd, selectors.EVENT_READ)
-        if not self._orphans:
-            for gone in self._dead:
+    def _bury(self) -> None:
+        """Reap every child that has ended, and kill what dead workers have left."""
+        burial = _Burial()
+        while self._reap(burial):
+            pass
+        known = set(self._workers).union(*(b.orphans for b in self._burials))
+        while True:
+            found = own_children() - known - burial.orphans
+            burial.orphans |= found
+            for pid in found:
+                self._kill(pid)
+            # A worker that died before the look at the children has orphans among those found.
+            if not self._reap(burial):
+                break
+        if burial.dead or burial.orphans:
+            self._burials.append(burial)
+        for done in [b for b in self._burials if not b.orphans]:
+            self._burials.remove(done)
+            for gone in done.dead:
                 self._tell(gone)
-            self._dead.clear()
 
-    def _forget(self, pidfd: int) -> None:
-        self._selector.unregister(pidfd)
-        os.close(pidfd)
+    def _reap(self, burial: _Burial) -> bool:
+        """Reap one child that has ended; return False when there is none."""
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        if ended is None:
+            return False
+        pid = ended.si_pid
+        worker = self._workers.pop(pid, None)
+        if worker is not None:
+            # No such group: it died before setsid(). No permission: it runs as another user.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if worker is not None:
+            burial.dead.append(_gone(worker, os.waitstatus_to_exitcode(status)))
+        for earlier in self._burials:
+            if pid in earlier.orphans:
+                # What it had itself is found next, and belongs to the same dead worker.
+                earlier.orphans.discard(pid)
+                burial.dead += earlier.dead
+                earlier.dead = []
+                burial.orphans |= earlier.orphans
+                earlier.orphans = set()
+        burial.orphans.discard(pid)
+        return True
+
+    @staticmethod
+    def _kill(pid: int) -> None:
+        try:
+            os.kill(pid, signal.SIGKILL)  # our child, and not reaped: the pid is its own
+        except PermissionError as error:  # it runs as another user: Gone waits for its own end
+            sys.stderr.write(f"cannot kill process {pid}, left by a worker: {error}\n")
 
     # --- the end
 
     def _tell(self, message: wire.Message, descriptors: list[int] | None = None) -> None:
-        try:
+        # The front is gone: the next read of the control socket says so, too.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self._control, [wire.encode_header(message)], descriptors or [])
-        except OSError as error:
-            # The front is gone: the next read of the control socket says so too. A launch must
-            # not go on in that case, and its worker is found among ours when we shut down.
-            if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
-                raise
 
     def _shut_down(self) -> None:
         self._selector.unregister(self._control)
-        for pidfd in self._workers:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pid in self._workers:
+            self._kill(pid)
         limit = time.monotonic() + _SHUTDOWN_LIMIT_S
-        while (self._workers or self._orphans) and time.monotonic() < limit:
+        while (self._workers or self._burials) and time.monotonic() < limit:
             self._step(0.1)
+            self._bury()
+
+
+def _be_woken(_: int, __: FrameType | None) -> None:
+    """Do nothing: the number has been written to the wake-up descriptor."""
+
+
+def _gone(worker: _Worker, code: int) -> wire.Gone:
+    return wire.Gone(
+        worker.slot,
+        worker.generation,
+        exit_code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+    )
