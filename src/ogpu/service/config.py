@@ -30,6 +30,7 @@ SERVICE_HOST = "0.0.0.0"  # noqa: S104 - a container publishes what it wants to 
 SERVICE_PORT = 5555
 
 _MIB = 1024 * 1024
+MAX_TIMEOUT_S = 10 * 365 * 86400  # a date beyond datetime's range would be no deadline
 
 
 class Settings(BaseSettings):
@@ -64,6 +65,7 @@ class Settings(BaseSettings):
     task_timeout: float | None = Field(
         None,
         gt=0,
+        le=MAX_TIMEOUT_S,
         allow_inf_nan=False,
         description="seconds, for handlers exposed without a timeout",
     )

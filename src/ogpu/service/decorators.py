@@ -13,6 +13,7 @@ from typing import Any, TypeGuard, TypeVar, get_type_hints
 
 from pydantic import BaseModel
 
+from .config import MAX_TIMEOUT_S
 from .handler import Handler, add_init_handler, register, registered
 from .logger import logger
 
@@ -112,10 +113,10 @@ def _checked_timeout(name: str, timeout: object) -> float | None:
         isinstance(timeout, bool)
         or not isinstance(timeout, (int, float))
         or not math.isfinite(timeout)
-        or timeout <= 0
+        or not 0 < timeout <= MAX_TIMEOUT_S
     ):
         raise ValueError(
-            f"Function `{name}`: timeout must be a positive number of seconds "
+            f"Function `{name}`: timeout must be a positive number of seconds, ten years at most "
             f"(got {timeout!r}); leave it out, or pass None, for no limit."
         )
     return float(timeout)

@@ -25,7 +25,7 @@ import uvicorn
 from .config import Settings
 from .errors import SettingsError
 from .handler import Handler
-from .http.app import create_app
+from .http.app import Application, create_app
 from .http.protocol import OneWriteProtocol
 from .http.run import Waiters
 from .journal import MemoryJournal
@@ -78,6 +78,13 @@ async def serve(settings: Settings, handlers: dict[str, Handler], launcher: Laun
     """
     _calm_the_collector()
     batch_lines(asyncio.get_running_loop())
+    try:
+        await _serve(settings, handlers, launcher)
+    finally:
+        batch_lines(None)  # what is logged after this has no loop to be written by
+
+
+async def _serve(settings: Settings, handlers: dict[str, Handler], launcher: Launcher) -> None:
     stop = _Stop()
     _take_signals(stop)
     listener = _reserve_port(settings)
@@ -88,31 +95,16 @@ async def serve(settings: Settings, handlers: dict[str, Handler], launcher: Laun
     for on_transition in (outbox.on_transition, waiters.on_transition, _log_end):
         journal.on_transition(on_transition)
     supervisor = Supervisor(settings, set(handlers), journal, launcher, stop.on_fatal)
-    app = create_app(settings, handlers, journal, supervisor, waiters)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=OneWriteProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    server = _make_server(create_app(settings, handlers, journal, supervisor, waiters))
     await outbox.start()
-    supervisor.adopt_first_launch()
+    supervisor.begin()
     serving: asyncio.Task[None] | None = None
     try:
         if settings.bind == "ready":
             await _first_of(supervisor.first_ready.wait(), stop.asked.wait())
         if not stop.asked.is_set():
+            _listen(listener)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
-            host, port = listener.getsockname()[:2]
-            logger.info("Listening on http://%s:%d (API docs: /docs)", host, port)
             await _first_of(stop.asked.wait(), serving)
             if not stop.asked.is_set():
                 logger.error("The HTTP server has ended by itself")
@@ -128,10 +120,26 @@ async def serve(settings: Settings, handlers: dict[str, Handler], launcher: Laun
             await asyncio.wait([serving], timeout=_SHUTDOWN_S)
         listener.close()
         await outbox.stop()
-        batch_lines(None)  # what is logged after this has no loop to be written by
     if stop.error is not None:
         raise stop.error
     logger.info("Stopped")
+
+
+def _make_server(app: Application) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=OneWriteProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=1,
+        )
+    )
 
 
 def _calm_the_collector() -> None:
@@ -162,11 +170,24 @@ def _reserve_port(settings: Settings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except OSError as error:
         listener.close()
-        raise SettingsError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
-            "set OGPU_HOST and OGPU_PORT (0 = any free port)"
-        ) from error
+        raise _port_error(settings.host, settings.port, error) from error
     return listener
+
+
+def _listen(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:  # another one reserved the port as we did, and was ready sooner
+        raise _port_error(host, port, error) from error
+    logger.info("Listening on http://%s:%d (API docs: /docs)", host, port)
+
+
+def _port_error(host: str, port: int, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"cannot listen on {host}:{port}: {error.strerror}; "
+        "set OGPU_HOST and OGPU_PORT (0 = any free port)"
+    )
 
 
 async def _drain(

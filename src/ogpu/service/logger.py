@@ -23,6 +23,7 @@ TIMEOUT_LEVEL = 35
 FAIL_LEVEL = 45
 
 _BATCH_S = 0.02
+_LONGEST_RECORD_CHARS = 4096  # as one line of JSON it fits into what a pipe takes whole, mostly
 _RESET = "\x1b[0m"
 # level name: (label, ANSI colour); labels and colours are those of the frozen module
 _THEMES = {
@@ -117,7 +118,7 @@ class _WorkerFormatter(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
-        return wire.encode_log(record.levelno, text)
+        return wire.encode_log(record.levelno, text[:_LONGEST_RECORD_CHARS])
 
 
 class _BatchingHandler(_StreamHandler):
@@ -153,9 +154,15 @@ class _BatchingHandler(_StreamHandler):
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []
+        if not self.stream:  # None: stderr was closed before Python began: there is no log
+            return
         if lines:
             self.stream.write("".join(lines))
         super().flush()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None: the descriptor was closed at exec
 
 
 def _place(record: logging.LogRecord) -> str:
@@ -169,11 +176,7 @@ def _place(record: logging.LogRecord) -> str:
 
 def configure_front(level: str, log_format: str) -> None:
     """Choose the format and the level of everything this process logs (called by start())."""
-    colour = log_format == "auto" and sys.stderr.isatty()
-    # Facts that no format here shows, and that each record would be asked for (see "Optimization"
-    # in the logging HOWTO).
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # noqa: SLF001 - documented there
+    colour = log_format == "auto" and _is_terminal(sys.stderr)
     _handler.setFormatter(
         JsonFormatter() if log_format == "json" else PlainFormatter(colour=colour)
     )
@@ -186,6 +189,9 @@ def configure_front(level: str, log_format: str) -> None:
 
 def batch_lines(loop: asyncio.AbstractEventLoop | None) -> None:
     """Gather lines on an event loop and write them together; None: write at once again."""
+    # Facts that no format here shows, and that each record would be asked for (see "Optimization"
+    # in the logging HOWTO). Not before the fork: the source's own formats may show them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = loop is None
     _handler.use_loop(loop)
 
 
@@ -193,6 +199,7 @@ def configure_worker(level: str) -> None:
     """Hand records to the front as marked lines (called first thing in a worker)."""
     _handler.setFormatter(_WorkerFormatter())
     logger.setLevel(level)
+    logger.disabled = False  # see start()
 
 
 def enable_sentry() -> None:
@@ -255,5 +262,5 @@ def _make_logger() -> ServiceLogger:
 
 _sentry: ModuleType | None = None
 _handler = _BatchingHandler()
-_handler.setFormatter(PlainFormatter(colour=sys.stderr.isatty()))
+_handler.setFormatter(PlainFormatter(colour=_is_terminal(sys.stderr)))
 logger = _make_logger()

@@ -10,7 +10,8 @@ Runs in the front, until the event loop starts in ``front.serve``:
    the pool. Exit code 3: the first worker failed; 4: the pool could not be kept alive.
 
 However this process ends, its end of the template's control socket is closed with it, and the
-template then ends every worker and whatever they started.
+template then ends every worker and whatever they started. Should both end at once, the kernel ends
+the workers; what those had started is the one thing that may be left then.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ from .config import CALLBACK_URL, Settings, describe, load_settings
 from .errors import ServiceError
 from .handler import registered
 from .logger import configure_front, enable_sentry, logger
-from .processes import require_platform
+from .processes import (
+    become_subreaper,
+    open_standard_descriptors,
+    own_children,
+    raise_descriptor_limit,
+    require_platform,
+)
 from .role import may_serve
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -53,10 +60,13 @@ def start(**overrides: object) -> None:
     """
     if not may_serve():
         return
+    logger.disabled = False  # a source's dictConfig() or fileConfig() disables it by default
     try:
         settings = load_settings(**overrides)
         configure_front(settings.log_level, settings.log_format)
         require_platform()
+        open_standard_descriptors()
+        raise_descriptor_limit()
         _serve(settings)
     except ServiceError as error:
         logger.critical("%s", error)
@@ -88,13 +98,15 @@ def _serve(settings: Settings) -> None:
     handlers = registered()
     logger.info("Starting OpenGPU Service with %d handler(s)", len(handlers))
     logger.info("%s", describe(settings))
+    not_ours = own_children()
+    become_subreaper()  # should the template die, its workers' orphans come here
     pid, control, method = _make_template(settings.start_method)
     # Beyond this line the process may have threads. The first worker's @init runs meanwhile. Set
     # earlier, the handlers would be the workers' as well.
     with control, _leaving_on_signals():
         from .pool.launcher import Launcher  # noqa: PLC0415 - asyncio
 
-        launcher = Launcher(pid, control, method, settings)
+        launcher = Launcher(pid, control, method, settings, not_ours)
         launcher.launch(0, _FIRST_GENERATION)
         enable_sentry()
 

@@ -21,7 +21,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from pydantic_core import from_json, to_json
 
@@ -145,6 +145,10 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (Launch, Launched, LaunchFailed, Gone, Run, Ready, InitFailed, Done, Failed)
 }
+_FIELD_TYPES = {
+    name: [list if get_origin(t) is list else t for t in get_type_hints(kind).values()]
+    for name, kind in _TYPES.items()
+}
 _FIELD_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in _TYPES.values()}
 
 
@@ -164,6 +168,8 @@ def decode_header(header: bytes) -> Message:
     try:
         name, *values = from_json(header)
         message: Message = _TYPES[name](*values)
+        if not all(map(isinstance, values, _FIELD_TYPES[name])):
+            raise TypeError("a field has the wrong type")  # noqa: TRY301 - one way out for all
     except (ValueError, TypeError, KeyError) as error:
         raise WireError(f"not a message of protocol {PROTOCOL_VERSION}: {header[:80]!r}") from error
     return message

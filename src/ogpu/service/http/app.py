@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,6 +34,18 @@ _RUN_RESPONSES: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is larger than OGPU_MAX_BODY_BYTES", "model": ProblemView},
     503: {"description": "Draining, or the queue is full; see Retry-After", "model": ProblemView},
 }
+
+
+_TASK_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The task", "model": TaskView[BaseModel]},
+    404: {"description": "Unknown task", "model": ProblemView},
+    409: {"description": "Several functions have a task of this address", "model": ProblemView},
+}
+_TEXT = {"type": "string"}
+_TASK_PARAMETERS: list[dict[str, Any]] = [
+    {"name": "task_address", "in": "path", "required": True, "schema": _TEXT},
+    {"name": "function", "in": "query", "required": False, "schema": _TEXT},
+]
 
 
 class Application:
@@ -81,20 +93,33 @@ def create_app(
         )
 
     endpoints = {name: endpoint(handler) for name, handler in handlers.items()}
-    for name, handler in handlers.items():
-        _document_run(app, handler).app = endpoints[name]
+    for handler in handlers.values():
+        _document_run(app, handler)
     health, reader = Health(supervisor), TaskReader(journal)
-    _get(app, "/tasks/{task_address}", reader.get, "A task: its state, result or error")
+    _get(
+        app,
+        "/tasks/{task_address}",
+        reader.get,
+        "A task: its state, result or error",
+        responses=_TASK_RESPONSES,
+        parameters=_TASK_PARAMETERS,
+    )
     _get(app, "/healthz", health.healthz, "Liveness: the event loop answers")
-    _get(app, "/readyz", health.readyz, "Readiness: a task would run now; 503 with a reason if not")
+    _get(
+        app,
+        "/readyz",
+        health.readyz,
+        "Readiness: a task would run now; 503 with a reason if not",
+        responses={503: {"description": "Starting, draining or broken", "model": ProblemView}},
+    )
     _get(app, "/workers", health.workers, "The pool, slot by slot")
     app.add_exception_handler(HTTPException, _as_problem)
     return Application(app, endpoints, unknown=endpoint(None))
 
 
-def _document_run(app: FastAPI, handler: Handler) -> APIRoute:
+def _document_run(app: FastAPI, handler: Handler) -> None:
     async def described(task_address: str, data: object) -> None:
-        """See ``RunEndpoint``."""
+        """See ``Application``, which takes these requests before FastAPI does."""
 
     described.__doc__ = handler.function.__doc__
     described.__annotations__["data"] = handler.input_model
@@ -114,15 +139,26 @@ def _document_run(app: FastAPI, handler: Handler) -> APIRoute:
         },
         tags=["run"],
     )
-    route = app.router.routes[-1]
-    assert isinstance(route, APIRoute)
-    return route
 
 
 def _get(
-    app: FastAPI, path: str, call: Callable[[Request], Awaitable[Response]], summary: str
+    app: FastAPI,
+    path: str,
+    call: Callable[[Request], Awaitable[Response]],
+    summary: str,
+    *,
+    responses: dict[int | str, dict[str, Any]] | None = None,
+    parameters: list[dict[str, Any]] | None = None,
 ) -> None:
-    app.add_api_route(path, call, methods=["GET"], summary=summary, tags=["service"])
+    app.add_api_route(
+        path,
+        call,
+        methods=["GET"],
+        summary=summary,
+        tags=["service"],
+        responses=responses,
+        openapi_extra={"parameters": parameters} if parameters else None,
+    )
 
 
 async def _as_problem(_: Request, error: Exception) -> Response:

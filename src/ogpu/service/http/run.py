@@ -4,9 +4,9 @@ Runs in the front. A plain ASGI endpoint: FastAPI's dependency machinery would c
 of this together.
 
 1. Read the body, no more than OGPU_MAX_BODY_BYTES of it.
-2. Refuse what cannot be kept: not accepting, queue full, bad address.
-3. Validate the body with the input model; the bytes go on, the object is dropped.
-4. The same task is active already: join it. Otherwise record it, then queue it.
+2. Check the address, and the body with the input model; the bytes go on, the object is dropped.
+3. The same task is active already: join it.
+4. Otherwise refuse what cannot be kept (not accepting, queue full), or record it and queue it.
 5. Answer 202; or with ``Prefer: wait=S``, 200 and the task if it ends within S seconds.
 """
 
@@ -144,23 +144,34 @@ class RunEndpoint:
             return BODY_TOO_LARGE.response(
                 f"At most {self._max_body_bytes} bytes are accepted (OGPU_MAX_BODY_BYTES)."
             )
-        refusal = _check_address(address) or self._check_capacity() or _check_input(handler, body)
+        refusal = _check_address(address) or _check_input(handler, body)
         if refusal is not None:
             return refusal
-        task = self._journal.find(handler.name, address)
-        if task is None or not task.is_active:
-            task = Task(handler.name, address, body, self._timeout_s)
-            await self._journal.accept(task)
-            self._supervisor.submit(task)
-        elif not _same_input(handler, task.input, body):
-            return INPUT_CONFLICT.response(
-                f"`{address}` is {task.state.value} with another input; use another address, or "
-                "wait for its end."
-            )
+        task = await self._accept(handler, address, body)
+        if isinstance(task, Response):
+            return task
         wait_s = _preferred_wait_s(scope)
         if wait_s and await self._waiters.wait(task, wait_s):
             return 200, task_json(task)
         return 202, b'{"task_address":"%b","status":"accepted"}' % address.encode()
+
+    async def _accept(self, handler: Handler, address: str, body: bytes) -> Task | Response:
+        """Join the active task of that name, or record and queue a new one."""
+        task = self._journal.find(handler.name, address)
+        if task is not None and task.is_active:
+            if _same_input(handler, task.input, body):
+                return task
+            return INPUT_CONFLICT.response(
+                f"`{address}` is {task.state.value} with another input; use another address, or "
+                "wait for its end."
+            )
+        refusal = self._check_capacity()
+        if refusal is not None:
+            return refusal
+        task = Task(handler.name, address, body, self._timeout_s)
+        await self._journal.accept(task)
+        self._supervisor.submit(task)
+        return task
 
     def _check_capacity(self) -> Response | None:
         if not self._supervisor.accepting:
@@ -178,7 +189,8 @@ class RunEndpoint:
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
+        # (A number of 5,000 digits is refused by int(), and too large in any case.)
+        if name == b"content-length" and (len(value) > 18 or int(value) > limit):
             raise _BodyTooLargeError
     parts: list[bytes] = []
     size = 0

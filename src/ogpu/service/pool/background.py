@@ -1,4 +1,4 @@
-"""Work that nobody awaits: started, kept, reported when it fails, cancelled at the end.
+"""Work that nobody awaits: started, kept, cancelled at the end; its failures are reported.
 
 Runs in the front.
 """
@@ -23,6 +23,14 @@ class Background:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
+
+    def guard(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call a callback of the event loop, which would only log what it raises."""
+        try:
+            function(*arguments)
+        except Exception as error:  # noqa: BLE001 - any defect is to be told
+            logger.critical("A callback of the pool failed", exc_info=error)
+            self._on_failure(error)
 
     async def cancel(self) -> None:
         """End what still runs, and wait for it."""

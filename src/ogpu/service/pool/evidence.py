@@ -64,6 +64,13 @@ def worker_died(
     return Outcome(TaskState.FAILED, error=error)
 
 
+def interrupted(task: Task, gone: wire.Gone) -> Outcome:
+    """Return the end of a task that no worker lived to take, several times in a row."""
+    message = f"{task.attempt} workers ended before they took it; the last one {describe_end(gone)}"
+    error = TaskError(FailureReason.INTERRUPTED, message, None, None, gone.signal, gone.exit_code)
+    return Outcome(TaskState.FAILED, error=error)
+
+
 def with_output(outcome: Outcome, output: str | None) -> Outcome:
     """Add the last lines of output to a failure."""
     assert outcome.error is not None

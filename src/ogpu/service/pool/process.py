@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from .. import wire
@@ -27,6 +28,9 @@ class WorkerEvents(Protocol):
 
     def on_channel_closed(self, process: WorkerProcess) -> None:
         """Take notice that the worker's end of the channel is closed."""
+
+    def guard(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call a callback, and take notice of a defect in it."""
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -96,6 +100,9 @@ class WorkerProcess(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by isinstance
 
     def data_received(self, data: bytes) -> None:
+        self._events.guard(self._take, data)
+
+    def _take(self, data: bytes) -> None:
         try:
             for message, payload in self._decoder.feed(data):
                 self._events.on_message(self, message, payload)
@@ -110,4 +117,4 @@ class WorkerProcess(asyncio.Protocol):
             self.orders_unread = True
         if not self._closed.done():
             self._closed.set_result(None)
-        self._events.on_channel_closed(self)
+        self._events.guard(self._events.on_channel_closed, self)

@@ -68,7 +68,8 @@ def template_main() -> None:
 
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)
-    Template(control, sys.argv[2]).serve()
+    template = Template(control, sys.argv[2])
+    template.serve()
 
 
 def worker_main() -> None:

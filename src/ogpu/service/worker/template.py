@@ -66,7 +66,8 @@ def fork_template() -> tuple[int, socket.socket]:
         return pid, fronts_end
     try:
         fronts_end.close()
-        Template(templates_end, prepared=None).serve()
+        template = Template(templates_end, prepared=None)
+        template.serve()
     except BaseException:  # noqa: BLE001 - this process must not return into the source's code
         traceback.print_exc()
         os._exit(70)
@@ -298,6 +299,7 @@ class Template:
         while (self._workers or self._burials) and time.monotonic() < limit:
             self._step(0.1)
             self._bury()
+        self._drop_descriptors()
 
 
 def _be_woken(_: int, __: FrameType | None) -> None:
