@@ -31,6 +31,7 @@ from .harness import (
     serving,
     serving_source,
 )
+from .noise import watch_others
 from .peer_mosec import MOSEC_VERSION, InstallError, default_cache, mosec_python
 
 _OURS = "ogpu-service"
@@ -64,6 +65,7 @@ class Load:
     requests_per_s: float
     p50_us: float
     p99_us: float
+    others_cpus: float
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def _measure(candidates: list[Candidate], rounds: int, seconds: int) -> dict[str
             measured[candidate.name].append(Round(full, single))
             print(
                 f"round {number}, {candidate.name}: {full.requests_per_s:.0f} requests/s; "
-                f"alone {single.p50_us:.0f} µs",
+                f"alone {single.p50_us:.0f} µs; "
+                f"others used {full.others_cpus:.2f} and {single.others_cpus:.2f} CPUs",
                 file=sys.stderr,
             )
     return measured
@@ -172,6 +175,7 @@ def _load(candidate: Candidate, tag: str, concurrency: int, seconds: int) -> Loa
     command += [path, "numbered" if candidate.numbered else "same"]
     if candidate.prefer is not None:
         command.append(candidate.prefer)
+    others_cpus = watch_others(candidate.server.process.pid)
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=seconds + _WRK_SLACK_S, check=False
     )
@@ -189,9 +193,8 @@ def _load(candidate: Candidate, tag: str, concurrency: int, seconds: int) -> Loa
             f"{candidate.name} gave errors: {errors} in {figures['requests']:.0f} requests\n"
             f"{candidate.server.log_tail()}"
         )
-    return Load(
-        figures["requests"] / figures["duration_us"] * 1e6, figures["p50_us"], figures["p99_us"]
-    )
+    requests_per_s = figures["requests"] / figures["duration_us"] * 1e6
+    return Load(requests_per_s, figures["p50_us"], figures["p99_us"], others_cpus())
 
 
 def _ratios(rounds: dict[str, list[Round]], name: str) -> list[float]:
@@ -210,6 +213,7 @@ def _table(rounds: dict[str, list[Round]]) -> str:
             "1" if name == _OURS else report.spread(_ratios(rounds, name), ".2f"),
             f"{statistics.median(one.full.p99_us for one in many) / 1000:.2f}",
             report.spread([one.single.p50_us for one in many], ".0f"),
+            f"{max(max(one.full.others_cpus, one.single.others_cpus) for one in many):.2f}",
         ]
         for name, many in rounds.items()
     ]
@@ -219,6 +223,7 @@ def _table(rounds: dict[str, list[Round]]) -> str:
         "ours / this one, median (range)",
         "p99 ms",
         "p50 µs alone, median (range)",
+        "CPUs used by others, max",
     ]
     return report.table(header, rows)
 

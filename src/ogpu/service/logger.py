@@ -22,6 +22,7 @@ SUCCESS_LEVEL = 25
 TIMEOUT_LEVEL = 35
 FAIL_LEVEL = 45
 
+_SOURCE_FILE = logging._srcfile  # noqa: SLF001 - see batch_lines
 _BATCH_S = 0.02
 _LONGEST_RECORD_CHARS = 4096  # as one line of JSON it fits into what a pipe takes whole, mostly
 _RESET = "\x1b[0m"
@@ -192,6 +193,7 @@ def batch_lines(loop: asyncio.AbstractEventLoop | None) -> None:
     # Facts that no format here shows, and that each record would be asked for (see "Optimization"
     # in the logging HOWTO). Not before the fork: the source's own formats may show them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = loop is None
+    logging._srcfile = _SOURCE_FILE if loop is None else None  # noqa: SLF001 - documented there
     _handler.use_loop(loop)
 
 

@@ -64,6 +64,8 @@ class Lives:
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._background = Background(self._on_defect)
+        # Calls a callback of the event loop; a defect in it ends the service, in words.
+        self.guard = self._background.guard
         self._all_gone = asyncio.Event()
         self._stopping = False
 
@@ -71,10 +73,6 @@ class Lives:
         """Take over slot 0, whose launch was ordered before the event loop ran."""
         self.slots[0].begin_worker()
         self._launcher.listen(self)
-
-    def guard(self, function: Callable[..., None], *arguments: object) -> None:
-        """Call a callback of the event loop; a defect in it ends the service, in words."""
-        self._background.guard(function, *arguments)
 
     def call_later(
         self, delay_s: float, function: Callable[..., None], *arguments: object

@@ -65,6 +65,8 @@ class Supervisor:
         self.state = PoolState.STARTING
         self.queue: deque[Task] = deque()
         self._lives = Lives(settings, functions, launcher, self)
+        self.guard = self._lives.guard
+        self.slots = self._lives.slots
         self._queue_size = settings.queue_size
         self._journal = journal
         self._on_fatal = on_fatal
@@ -72,11 +74,6 @@ class Supervisor:
         self._idle = asyncio.Event()
 
     # --- what the rest of the front asks
-
-    @property
-    def slots(self) -> list[Slot]:
-        """The places of the pool."""
-        return self._lives.slots
 
     @property
     def first_ready(self) -> asyncio.Event:
@@ -223,9 +220,6 @@ class Supervisor:
 
     def on_channel_closed(self, process: WorkerProcess) -> None:
         self._lives.channel_is_closed(process)
-
-    def guard(self, function: Callable[..., None], *arguments: object) -> None:
-        self._lives.guard(function, *arguments)
 
     # --- what becomes of workers (LifeEvents)
 
