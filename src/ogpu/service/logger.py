@@ -154,12 +154,16 @@ class _BatchingHandler(_StreamHandler):
         self._loop_thread = threading.get_ident()
 
     def flush(self) -> None:
-        lines, self._lines = self._lines, []
-        if not self.stream:  # None: stderr was closed before Python began: there is no log
-            return
-        if lines:
-            self.stream.write("".join(lines))
-        super().flush()
+        self.acquire()  # threads of the source may log in this process, too
+        try:
+            lines, self._lines = self._lines, []
+            if not self.stream:  # None: stderr was closed before Python began: there is no log
+                return
+            if lines:
+                self.stream.write("".join(lines))
+            super().flush()
+        finally:
+            self.release()
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
