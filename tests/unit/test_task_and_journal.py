@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timezone
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from ogpu.service.task import (
     WorkerReference,
 )
 
+NOW = datetime.now(timezone.utc)
 WORKER = WorkerReference(slot=0, generation=1, pid=1)
 SUCCESS = Outcome(TaskState.SUCCEEDED, result=b"{}")
 FAILURE = Outcome(TaskState.FAILED, error=TaskError(FailureReason.EXCEPTION, "no"))
@@ -56,7 +58,7 @@ def test_the_first_end_wins() -> None:
     journal, told = MemoryJournal(), []
     journal.on_transition(lambda task: told.append(task.state))
     task = accepted(journal)
-    journal.start(task, WORKER)
+    journal.start(task, WORKER, NOW)
     journal.finish(task, FAILURE)
     journal.finish(task, SUCCESS)
     assert task.state is TaskState.FAILED
@@ -68,7 +70,7 @@ def test_a_requeued_task_forgets_the_worker_it_never_reached() -> None:
     journal = MemoryJournal()
     task = accepted(journal)
     task.timeout_s = 5
-    journal.start(task, WORKER)
+    journal.start(task, WORKER, NOW)
     assert task.started_at
     assert task.deadline
     journal.requeue(task)
@@ -95,13 +97,13 @@ def test_tasks_that_are_over_are_forgotten_oldest_first(monkeypatch: pytest.Monk
     waiting = accepted(journal, "waiting")
     for number in range(5):
         task = accepted(journal, f"t{number}")
-        journal.start(task, WORKER)
+        journal.start(task, WORKER, NOW)
         journal.finish(task, SUCCESS)
     kept = [name for name in ("t0", "t1", "t2", "t3", "t4") if journal.find("f", name)]
     assert kept == ["t2", "t3", "t4"]
     assert journal.find("f", "waiting") is waiting
     monkeypatch.setattr(journal_module, "MAX_KEPT_BYTES", 10)
-    journal.start(waiting, WORKER)
+    journal.start(waiting, WORKER, NOW)
     journal.finish(waiting, Outcome(TaskState.SUCCEEDED, result=b"x" * 100))
     assert journal.find("f", "t4") is None
     assert journal.find("f", "waiting") is waiting
@@ -111,12 +113,12 @@ def test_a_task_whose_callback_is_pending_is_kept(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(journal_module, "MAX_KEPT_TASKS", 1)
     journal = MemoryJournal()
     task = accepted(journal, "pending")
-    journal.start(task, WORKER)
+    journal.start(task, WORKER, NOW)
     journal.record_delivery(task, CallbackState.PENDING)
     journal.finish(task, SUCCESS)
     for number in range(3):
         other = accepted(journal, f"t{number}")
-        journal.start(other, WORKER)
+        journal.start(other, WORKER, NOW)
         journal.finish(other, SUCCESS)
     assert task.is_active
     assert journal.find("f", "pending") is task

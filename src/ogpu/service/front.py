@@ -18,7 +18,7 @@ import signal
 import socket
 import threading
 from collections.abc import Coroutine, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -30,10 +30,13 @@ from .http.protocol import OneWriteProtocol
 from .http.run import Waiters
 from .journal import MemoryJournal
 from .logger import batch_lines, logger
-from .outbox import Outbox
 from .pool.launcher import Launcher
 from .pool.supervisor import Supervisor
-from .task import Task, TaskState
+from .reporting import EndReporter, report_lost
+from .task import TaskState
+
+if TYPE_CHECKING:
+    from .outbox import Outbox
 
 _BACKLOG = 2048
 _SHUTDOWN_S = 5.0
@@ -90,13 +93,15 @@ async def _serve(settings: Settings, handlers: dict[str, Handler], launcher: Lau
     listener = _reserve_port(settings)
     journal = MemoryJournal()
     logger.warning("Tasks are kept in memory only: a restart of the service loses them")
-    outbox = Outbox(settings.callback_url, settings.callback_timeout, journal)
-    waiters = Waiters()
-    for on_transition in (outbox.on_transition, waiters.on_transition, _log_end):
+    outbox = _make_outbox(settings, journal)
+    waiters, ends = Waiters(), EndReporter()
+    for on_transition in (waiters.on_transition, ends.on_transition):
         journal.on_transition(on_transition)
     supervisor = Supervisor(settings, set(handlers), journal, launcher, stop.on_fatal)
     server = _make_server(create_app(settings, handlers, journal, supervisor, waiters))
-    await outbox.start()
+    if outbox is not None:
+        journal.on_transition(outbox.on_transition)
+        await outbox.start()
     supervisor.begin()
     serving: asyncio.Task[None] | None = None
     try:
@@ -113,16 +118,27 @@ async def _serve(settings: Settings, handlers: dict[str, Handler], launcher: Lau
         )
     finally:
         await supervisor.stop(_SHUTDOWN_S)
-        _name_unfinished(journal)
+        ends.flush()
+        report_lost(journal)
         waiters.release()
         server.should_exit = True
         if serving is not None:
             await asyncio.wait([serving], timeout=_SHUTDOWN_S)
         listener.close()
-        await outbox.stop()
+        if outbox is not None:
+            await outbox.stop()
     if stop.error is not None:
         raise stop.error
     logger.info("Stopped")
+
+
+def _make_outbox(settings: Settings, journal: MemoryJournal) -> Outbox | None:
+    if settings.callback_url is None:
+        logger.info("CALLBACK_URL is not set: results are kept here, and sent to nobody")
+        return None
+    from .outbox import Outbox  # noqa: PLC0415 - its HTTP client takes 0.1 s to import
+
+    return Outbox(settings.callback_url, settings.callback_timeout, journal)
 
 
 def _make_server(app: Application) -> _Server:
@@ -191,7 +207,7 @@ def _port_error(host: str, port: int, error: OSError) -> SettingsError:
 
 
 async def _drain(
-    timeout_s: float, supervisor: Supervisor, outbox: Outbox, journal: MemoryJournal
+    timeout_s: float, supervisor: Supervisor, outbox: Outbox | None, journal: MemoryJournal
 ) -> None:
     """Let tasks end, then callbacks go out, in the time there is."""
     loop = asyncio.get_running_loop()
@@ -199,7 +215,8 @@ async def _drain(
     if not await supervisor.drain(timeout_s):
         running = sum(task.state is TaskState.RUNNING for task in journal.active_tasks())
         logger.warning("%d task(s) did not end within %.1f s", running, timeout_s)
-    await outbox.flush(max(0.0, limit - loop.time()))
+    if outbox is not None:
+        await outbox.flush(max(0.0, limit - loop.time()))
 
 
 async def _first_of(*waits: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
@@ -214,39 +231,3 @@ async def _first_of(*waits: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> Non
     await asyncio.gather(*(t for t in pending if t not in waits), return_exceptions=True)
     for task in done:
         task.result()
-
-
-def _log_end(task: Task) -> None:
-    """Say how a task ended, in the words of the frozen module (a listener of the journal)."""
-    match task.state:
-        case TaskState.SUCCEEDED:
-            logger.task_success(
-                "[%s] Function: `%s` completed successfully", task.address, task.function
-            )
-        case TaskState.TIMED_OUT:
-            assert task.error is not None
-            logger.task_timeout("[%s] %s", task.address, task.error.message)
-        case TaskState.FAILED:
-            assert task.error is not None
-            details = f"\n{task.error.traceback.rstrip()}" if task.error.traceback else ""
-            logger.task_fail(
-                "[%s] Error in `%s`: %s%s",
-                task.address,
-                task.function,
-                task.error.message,
-                details,
-            )
-        case _:
-            pass
-
-
-def _name_unfinished(journal: MemoryJournal) -> None:
-    """Say what is lost: this journal does not outlive the process."""
-    for task in journal.active_tasks():
-        logger.error(
-            "[%s] `%s` is lost: it was %s (callback: %s) when the service stopped",
-            task.address,
-            task.function,
-            task.state.value,
-            task.callback.state.value,
-        )

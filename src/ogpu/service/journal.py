@@ -26,7 +26,7 @@ MAX_KEPT_TASKS = 10_000
 MAX_KEPT_BYTES = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a task ended: with a result, or with an error."""
 
@@ -72,12 +72,12 @@ class MemoryJournal:
 
     # --- transitions
 
-    def start(self, task: Task, worker: WorkerReference) -> None:
-        """Record that a worker has been given the task; its clock starts."""
+    def start(self, task: Task, worker: WorkerReference, at: datetime) -> None:
+        """Record that a worker was given the task; its clock runs from ``at``."""
         task.advance(TaskState.RUNNING)
-        task.started_at = now = datetime.now(timezone.utc)
+        task.started_at = at
         task.worker = worker
-        task.deadline = None if task.timeout_s is None else now + timedelta(seconds=task.timeout_s)
+        task.deadline = None if task.timeout_s is None else at + timedelta(seconds=task.timeout_s)
         self._tell(task)
 
     def requeue(self, task: Task) -> None:

@@ -35,9 +35,9 @@ _ANSWER_BYTES = 64 * 1024  # read to its end, a short answer leaves the connecti
 
 
 class Outbox:
-    """Delivers results. ``callback_url`` None means that there is nobody to deliver to."""
+    """Delivers results to one receiver."""
 
-    def __init__(self, callback_url: str | None, timeout_s: float, journal: MemoryJournal) -> None:
+    def __init__(self, callback_url: str, timeout_s: float, journal: MemoryJournal) -> None:
         self._callback_url = callback_url
         self._journal = journal
         self._due: asyncio.Queue[Task] = asyncio.Queue()
@@ -51,7 +51,7 @@ class Outbox:
 
     def on_transition(self, task: Task) -> None:
         """Take a task that has succeeded (a listener of the journal)."""
-        if task.state is not TaskState.SUCCEEDED or self._callback_url is None:
+        if task.state is not TaskState.SUCCEEDED:
             return
         self._journal.record_delivery(task, CallbackState.PENDING)
         self._pending += 1
@@ -60,9 +60,6 @@ class Outbox:
 
     async def start(self) -> None:
         """Begin to deliver."""
-        if self._callback_url is None:
-            logger.info("CALLBACK_URL is not set: results are kept here, and sent to nobody")
-            return
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_IN_FLIGHT), timeout=self._timeout
         )

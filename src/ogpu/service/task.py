@@ -71,7 +71,7 @@ class CallbackState(str, Enum):
     GIVEN_UP = "given_up"
 
 
-@dataclass
+@dataclass(slots=True)
 class Callback:
     """The delivery of a task's result: how often it was tried, and what went wrong last."""
 
@@ -80,7 +80,7 @@ class Callback:
     last_error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WorkerReference:
     """Which worker ran a task."""
 
@@ -94,7 +94,7 @@ class IllegalTransitionError(Exception):
     """Raised when a task is asked to go where its state does not lead: a defect of this package."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Task:
     """One accepted request. ``(function, address)`` names it; ``id`` tells runs apart."""
 

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from .. import wire
 from ..errors import WireError
+from ..task import WorkerReference
 from .output import WorkerOutput
 
 
@@ -47,6 +48,7 @@ class WorkerProcess(asyncio.Protocol):
     ) -> None:
         self.pid = launched.pid
         self.slot = launched.slot
+        self.reference = WorkerReference(launched.slot, launched.generation, launched.pid)
         self.output = WorkerOutput(output_fd, launched.slot)
         # True when the worker's end was closed with orders in it that nobody had read.
         self.orders_unread = False

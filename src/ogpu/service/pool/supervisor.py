@@ -18,6 +18,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from datetime import datetime, timezone
 from enum import Enum
 
 from .. import wire
@@ -25,7 +26,7 @@ from ..config import Settings
 from ..errors import WireError
 from ..journal import MemoryJournal, Outcome
 from ..logger import logger
-from ..task import Task, WorkerReference
+from ..task import Task
 from .evidence import (
     failed_in_worker,
     interrupted,
@@ -142,12 +143,13 @@ class Supervisor:
         self._runs += 1
         slot.run = self._runs
         process.output.begin_task(task.address)
-        worker = WorkerReference(slot.index, slot.generation, process.pid, slot.device)
-        self._journal.start(task, worker)
+        started_at = datetime.now(timezone.utc)
         if task.timeout_s is not None:
             slot.deadline_s = time.monotonic() + task.timeout_s
             self._set_timer(slot, task.timeout_s)
+        # The clocks were read before the worker can begin; what is recorded may come after.
         process.send(wire.Run(slot.run, task.function, task.address), task.input)
+        self._journal.start(task, process.reference, started_at)
 
     def _set_timer(self, slot: Slot, delay_s: float) -> None:
         slot.deadline_timer = self._lives.call_later(delay_s, self._on_deadline, slot)

@@ -1,0 +1,69 @@
+"""The log lines about tasks: how each ended, and which are lost when the service stops.
+
+Runs in the front. The words are those of the frozen module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from .journal import MemoryJournal
+from .logger import logger
+from .task import Task, TaskState
+
+_BATCH_S = 0.02
+
+
+class EndReporter:
+    """Says how tasks ended (a listener of the journal).
+
+    Successes are said a moment later, many at a time: said one by one, each between two steps of
+    the hot path, they took the front 15 of its 100 µs for a task.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._succeeded: list[tuple[str, str]] = []
+
+    def on_transition(self, task: Task) -> None:
+        """Take notice of a transition."""
+        match task.state:
+            case TaskState.SUCCEEDED:
+                if not self._succeeded:
+                    self._loop.call_later(_BATCH_S, self.flush)
+                self._succeeded.append((task.address, task.function))
+            case TaskState.TIMED_OUT | TaskState.FAILED:
+                self.flush()
+                _report_failure(task)
+            case _:
+                pass
+
+    def flush(self) -> None:
+        """Say what has not been said."""
+        succeeded, self._succeeded = self._succeeded, []
+        for address, function in succeeded:
+            logger.task_success("[%s] Function: `%s` completed successfully", address, function)
+
+
+def _report_failure(task: Task) -> None:
+    error = task.error
+    assert error is not None
+    if task.state is TaskState.TIMED_OUT:
+        logger.task_timeout("[%s] %s", task.address, error.message)
+        return
+    details = f"\n{error.traceback.rstrip()}" if error.traceback else ""
+    logger.task_fail(
+        "[%s] Error in `%s`: %s%s", task.address, task.function, error.message, details
+    )
+
+
+def report_lost(journal: MemoryJournal) -> None:
+    """Say which tasks have not ended: this journal does not outlive the process."""
+    for task in journal.active_tasks():
+        logger.error(
+            "[%s] `%s` is lost: it was %s (callback: %s) when the service stopped",
+            task.address,
+            task.function,
+            task.state.value,
+            task.callback.state.value,
+        )
