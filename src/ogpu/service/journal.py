@@ -41,8 +41,8 @@ class MemoryJournal:
     durable = False
 
     def __init__(self) -> None:
-        self._tasks: dict[tuple[str, str], Task] = {}
-        self._functions: dict[str, list[str]] = {}  # by address
+        # By address: the newest task of each function that knows it, which is one nearly always.
+        self._tasks: dict[str, list[Task]] = {}
         self._over: deque[tuple[Task, int]] = deque()
         self._over_bytes = 0
         self._listeners: list[Listener] = []
@@ -53,22 +53,25 @@ class MemoryJournal:
 
     async def accept(self, task: Task) -> None:
         """Record a new task. When this returns, the 202 may go out."""
-        self._tasks[task.key] = task
-        functions = self._functions.setdefault(task.address, [])
-        if task.function not in functions:
-            functions.append(task.function)
+        earlier = self.find(task.function, task.address)
+        if earlier is not None:
+            self._tasks[task.address].remove(earlier)
+        self._tasks.setdefault(task.address, []).append(task)
 
     def find(self, function: str, address: str) -> Task | None:
         """Return the newest task of that name."""
-        return self._tasks.get((function, address))
+        for task in self._tasks.get(address, ()):
+            if task.function == function:
+                return task
+        return None
 
     def find_all(self, address: str) -> list[Task]:
         """Return the newest task of each function that knows this address."""
-        return [self._tasks[function, address] for function in self._functions.get(address, ())]
+        return list(self._tasks.get(address, ()))
 
     def active_tasks(self) -> list[Task]:
         """Return the tasks that are not terminal or whose callback is pending."""
-        return [task for task in self._tasks.values() if task.is_active]
+        return [task for tasks in self._tasks.values() for task in tasks if task.is_active]
 
     # --- transitions
 
@@ -131,8 +134,8 @@ class MemoryJournal:
             oldest, size = self._over.popleft()
             self._over_bytes -= size
             # A later task of that name may stand in its place, and that one is not to be lost.
-            if self._tasks.get(oldest.key) is oldest:
-                del self._tasks[oldest.key]
-                self._functions[oldest.address].remove(oldest.function)
-                if not self._functions[oldest.address]:
-                    del self._functions[oldest.address]
+            tasks = self._tasks.get(oldest.address, [])
+            if oldest in tasks:
+                tasks.remove(oldest)
+                if not tasks:
+                    del self._tasks[oldest.address]

@@ -33,6 +33,9 @@ class _CoalescingTransport:
         if len(data) > _COALESCED_BYTES:
             self._flush()
 
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
     def close(self) -> None:
         self._flush()
         self._transport.close()
