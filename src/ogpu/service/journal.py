@@ -21,7 +21,7 @@ from .task import CallbackState, Task, TaskState, WorkerReference
 
 Listener = Callable[[Task], None]
 
-# A task costs about 1.5 kB besides its input and result.
+# A task costs about 1.5 kB besides its result; its input is dropped when it is over.
 MAX_KEPT_TASKS = 10_000
 MAX_KEPT_BYTES = 256 * 1024 * 1024
 
@@ -125,7 +125,8 @@ class MemoryJournal:
 
     def _keep(self, newest: Task) -> None:
         """Keep a task that is over for whoever asks, and forget the oldest ones for it."""
-        size = len(newest.input) + len(newest.result or b"")
+        newest.input = b""  # only a task that is active is compared with, or run again
+        size = len(newest.result or b"")
         self._over.append((newest, size))
         self._over_bytes += size
         while len(self._over) > 1 and (
