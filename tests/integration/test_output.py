@@ -60,6 +60,20 @@ def test_a_flood_is_cut_and_harms_nobody(start_server: StartServer) -> None:
     assert len(server.log) < 20_000_000
 
 
+def test_long_log_records_stay_whole_lines_and_keep_both_ends(start_server: StartServer) -> None:
+    """A traceback of any length is one record; a very long one loses its middle."""
+    server = start_server()
+    expression = "ogpu.service.logger.error('begin ' + 'ü' * {n} + ' end')"
+    server.run("facts", "long", {"text": expression.format(n=8_000)})
+    server.run("facts", "longer", {"text": expression.format(n=200_000)})
+    server.stop()
+    assert f"[worker 0 long] begin {'ü' * 8_000} end\n" in server.log
+    assert "[worker 0 longer] begin üüü" in server.log
+    assert "ü\n…\nü" in server.log
+    assert "üüü end\n" in server.log
+    assert "\\u00fc" not in server.log
+
+
 def test_binary_output_is_shown_escaped(start_server: StartServer) -> None:
     server = start_server()
     assert server.run("speaks_binary", "a")["result"]["text"] == "done"

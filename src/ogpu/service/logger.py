@@ -24,7 +24,8 @@ FAIL_LEVEL = 45
 
 _SOURCE_FILE = logging._srcfile  # noqa: SLF001 - see batch_lines
 _BATCH_S = 0.02
-_LONGEST_RECORD_CHARS = 4096  # as one line of JSON it fits into what a pipe takes whole, mostly
+# A longer record loses its middle; as one line of JSON the rest is within output.MAX_LINE_BYTES.
+_RECORD_HEAD_CHARS, _RECORD_TAIL_CHARS = 4 * 1024, 12 * 1024
 _RESET = "\x1b[0m"
 # level name: (label, ANSI colour); labels and colours are those of the frozen module
 _THEMES = {
@@ -119,7 +120,9 @@ class _WorkerFormatter(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
-        return wire.encode_log(record.levelno, text[:_LONGEST_RECORD_CHARS])
+        if len(text) > _RECORD_HEAD_CHARS + _RECORD_TAIL_CHARS:
+            text = f"{text[:_RECORD_HEAD_CHARS]}\n…\n{text[-_RECORD_TAIL_CHARS:]}"
+        return wire.encode_log(record.levelno, text)
 
 
 class _BatchingHandler(_StreamHandler):

@@ -16,7 +16,8 @@ from .. import wire
 from ..logger import logger
 
 _READ_BYTES = 64 * 1024
-MAX_LINE_CHARS = 8 * 1024
+MAX_LINE_BYTES = 128 * 1024  # a longer line comes out in pieces
+MAX_KEPT_LINE_CHARS = 8 * 1024
 MAX_LINES_PER_S = 1000
 KEPT_LINES = 50
 
@@ -87,7 +88,7 @@ class WorkerOutput:
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
             self._take(line)
-        if len(self._partial) > MAX_LINE_CHARS:
+        if len(self._partial) > MAX_LINE_BYTES:
             self._take(self._partial)
             self._partial = b""
         return len(data) == _READ_BYTES
@@ -97,9 +98,9 @@ class WorkerOutput:
             return
         text = line.decode("utf-8", "backslashreplace").rstrip("\r")
         level, message = wire.decode_log(text) or (logging.INFO, text)
-        for part in message[: 8 * MAX_LINE_CHARS].splitlines() or [""]:
-            self._kept.append(part[:MAX_LINE_CHARS])
-        self._log(level, message[: 8 * MAX_LINE_CHARS])
+        for part in message.splitlines() or [""]:
+            self._kept.append(part[:MAX_KEPT_LINE_CHARS])
+        self._log(level, message)
 
     def _log(self, level: int, message: str) -> None:
         place = {"slot": self._slot, "task_address": self.task_address}
