@@ -108,7 +108,8 @@ def test_the_families_of_a_lost_template_end_with_it(
         f"open({str(pid_file)!r}, 'w').write(str(subprocess.Popen(['sleep', '600'], "
         "start_new_session=True).pid)); time.sleep(600)"
     )
-    server = start_server(source(act=act))
+    # The tests may run under nohup, and an ignored signal is inherited.
+    server = start_server(source("signal.signal(signal.SIGHUP, signal.SIG_DFL)", act=act))
     template = parent(server.slot()["pid"])
     server.post("act", "a")
     wait_until(lambda: pid_file.exists() and pid_file.read_text(), "a child")
