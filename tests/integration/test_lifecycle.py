@@ -127,19 +127,23 @@ ogpu.service.start()
 
 
 def test_bind_ready_opens_the_port_when_the_first_worker_is_ready(
-    start_server: StartServer,
+    start_server: StartServer, tmp_path: Path
 ) -> None:
     port = free_port()
-    server = start_server(wait=False, OGPU_PORT=port, ZOO_INIT_SLEEP_S=0.7)
-    server.wait_log("Workers are made by fork")
+    go_on = tmp_path / "go on"
+    server = start_server(wait=False, OGPU_PORT=port, ZOO_INIT_WAITS_FOR=go_on)
+    server.wait_log("CALLBACK_URL is not set")  # the front has imported all that it needs
     assert refuses_connections(port)
+    go_on.touch()
     server.wait_ready()
-    assert "is ready (init took 0.7" in server.log
     assert server.log.index("Worker 0 is ready") < server.log.index("Listening on")
 
 
-def test_bind_early_opens_the_port_at_once_and_queues(start_server: StartServer) -> None:
-    server = start_server(wait=False, OGPU_BIND="early", ZOO_INIT_SLEEP_S=1)
+def test_bind_early_opens_the_port_at_once_and_queues(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    go_on = tmp_path / "go on"
+    server = start_server(wait=False, OGPU_BIND="early", ZOO_INIT_WAITS_FOR=go_on)
     server.wait_listening()
     ready = server.http.get("/readyz")
     assert ready.status_code == 503
@@ -153,6 +157,7 @@ def test_bind_early_opens_the_port_at_once_and_queues(start_server: StartServer)
     assert server.post("echo", "early").status_code == 202
     assert server.task("early")["state"] == "queued"
     assert server.workers()["queue_depth"] == 1
+    go_on.touch()
     server.wait_state("early", "succeeded")
     assert server.wait_ready().http.get("/readyz").json()["status"] == "ready"
 
@@ -215,11 +220,12 @@ def test_start_takes_overrides(start_server: StartServer) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_lets_running_tasks_end(
-    start_server: StartServer, sink: Sink, number: signal.Signals
+    start_server: StartServer, sink: Sink, tmp_path: Path, number: signal.Signals
 ) -> None:
     """Not ready, 503 for new tasks, the running one ends and its callback goes out, exit 0."""
     server = start_server(CALLBACK_URL=sink.url)
-    server.post("unlimited_sleep", "running", {"number": 1, "text": "ended well"})
+    go_on = tmp_path / "go on"
+    server.post("waits_for_file", "running", {"text": str(go_on)})
     server.wait_state("running", "running")
     server.process.send_signal(number)
     server.wait_log("draining")
@@ -229,8 +235,9 @@ def test_a_stop_signal_lets_running_tasks_end(
     ready = server.http.get("/readyz")
     assert (ready.status_code, ready.json()["reason"]) == (503, "draining")
     assert server.workers()["state"] == "draining"
+    go_on.touch()
     assert server.wait_exit() == 0
-    assert [d.json["text"] for d in sink.deliveries] == ["ended well"]
+    assert [d.json["text"] for d in sink.deliveries] == [str(go_on)]
 
 
 def test_start_returns_at_the_end_of_a_drain(start_server: StartServer) -> None:

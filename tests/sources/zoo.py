@@ -53,6 +53,9 @@ def load() -> None:
     inits += 1
     if delay := os.environ.get("ZOO_INIT_SLEEP_S"):
         time.sleep(float(delay))
+    if awaited := os.environ.get("ZOO_INIT_WAITS_FOR"):
+        while not os.path.exists(awaited):
+            time.sleep(0.01)
     if os.environ.get("ZOO_INIT_RAISES"):
         raise RuntimeError("the model file is missing")
     if marker := os.environ.get("ZOO_INIT_FAILS_AFTER_FIRST"):

@@ -33,6 +33,7 @@ RESTART_BACKOFF = Backoff(first_s=0.2, limit_s=30.0)
 # one that closed its channel and is still there after this was not dying, and is of no use.
 CHANNEL_GRACE_S = 1.0
 GOODBYE_S = 1.0
+GONE_LIMIT_S = 5.0
 # Beside the result itself a Done frame carries nothing; a Failed frame has an empty payload.
 _PAYLOAD_SLACK_BYTES = 1024
 
@@ -172,6 +173,18 @@ class Lives:
                 slot.process.kill()
             else:
                 slot.process.dismiss()
+            self.call_later(GONE_LIMIT_S, self._say_not_gone, slot.process)
+
+    def _say_not_gone(self, process: WorkerProcess) -> None:
+        slot = self.slot_of(process)
+        if slot is not None:
+            logger.error(
+                "Worker %d (pid %d) is not gone after %.0f s: it, or a process that it started, "
+                "hangs in the kernel or belongs to another user; its slot stays empty until then",
+                slot.index,
+                process.pid,
+                GONE_LIMIT_S,
+            )
 
     def channel_is_broken(self, process: WorkerProcess, error: WireError) -> None:
         """Kill a worker that does not speak the protocol any more."""
