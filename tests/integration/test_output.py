@@ -97,9 +97,11 @@ def test_the_log_says_how_each_task_ended(start_server: StartServer) -> None:
     assert "TIMEOUT [late] `hangs_asleep` timed out after 0.3 s" in server.log
 
 
-def test_the_settings_are_shown_once(start_server: StartServer) -> None:
+def test_the_settings_and_each_functions_timeout_are_shown_once(start_server: StartServer) -> None:
     server = start_server(OGPU_TASK_TIMEOUT=12)
     assert server.log.count("OGPU_TASK_TIMEOUT=12.0") == 1
+    assert "Registered endpoint → /run/echo/{task_address} (timeout 12 s)" in server.log
+    assert "Registered endpoint → /run/sleep/{task_address} (timeout 30 s)" in server.log
 
 
 def listening_port(server: Server) -> int | None:

@@ -119,7 +119,7 @@ def test_the_three_levels_and_their_methods() -> None:
     try:
         logger.task_success("a %s", 1)
         logger.task_timeout("b")
-        logger.task_fail("c %d", 3)
+        logger.task_fail("c %d", 3, exc_info=True, extra={"anything": 1}, stacklevel=2)
     finally:
         logger.removeHandler(collector)
     assert seen == [(25, "a 1"), (35, "b"), (45, "c 3")]

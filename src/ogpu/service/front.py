@@ -196,6 +196,7 @@ def _listen(listener: socket.socket) -> None:
         listener.listen(_BACKLOG)
     except OSError as error:  # another one reserved the port as we did, and was ready sooner
         raise _port_error(host, port, error) from error
+    logger.info("Connected to OpenGPU Service 🔵")
     logger.info("Listening on http://%s:%d (API docs: /docs)", host, port)
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from types import ModuleType
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from . import config, wire
 
@@ -47,23 +47,26 @@ else:
 
 
 class ServiceLogger(logging.Logger):
-    """The type of ``logger``: ``logging.Logger`` with the three outcomes of a task."""
+    """The type of ``logger``: ``logging.Logger`` with the three outcomes of a task.
 
-    def task_success(self, message: object, *args: object) -> None:
+    Options are those of every other method of a logger: ``exc_info``, ``extra``, ``stacklevel``.
+    """
+
+    def task_success(self, message: object, *args: object, **options: Any) -> None:  # noqa: ANN401 - as in logging
         """Log at SUCCESS (25): a task succeeded."""
         if self.isEnabledFor(SUCCESS_LEVEL):
-            self._log(SUCCESS_LEVEL, message, args)
+            self._log(SUCCESS_LEVEL, message, args, **options)
 
-    def task_timeout(self, message: object, *args: object) -> None:
+    def task_timeout(self, message: object, *args: object, **options: Any) -> None:  # noqa: ANN401 - as in logging
         """Log at TIMEOUT (35), and to Sentry as a warning: a task passed its deadline."""
         if self.isEnabledFor(TIMEOUT_LEVEL):
-            self._log(TIMEOUT_LEVEL, message, args)
+            self._log(TIMEOUT_LEVEL, message, args, **options)
             _capture(message, args, "warning")
 
-    def task_fail(self, message: object, *args: object) -> None:
+    def task_fail(self, message: object, *args: object, **options: Any) -> None:  # noqa: ANN401 - as in logging
         """Log at FAIL (45), and to Sentry as an error: a task failed."""
         if self.isEnabledFor(FAIL_LEVEL):
-            self._log(FAIL_LEVEL, message, args)
+            self._log(FAIL_LEVEL, message, args, **options)
             _capture(message, args, "error")
 
 

@@ -96,8 +96,12 @@ def send_callback(task_address: str, result: dict[str, Any]) -> None:
 
 def _serve(settings: Settings) -> None:
     handlers = registered()
-    logger.info("Starting OpenGPU Service with %d handler(s)", len(handlers))
+    logger.info("Starting OpenGPU Service server...")
     logger.info("%s", describe(settings))
+    for name, handler in handlers.items():
+        timeout_s = handler.timeout_s or settings.task_timeout
+        limit = "no timeout" if timeout_s is None else f"timeout {timeout_s:g} s"
+        logger.info("Registered endpoint → /run/%s/{task_address} (%s)", name, limit)
     not_ours = own_children()
     become_subreaper()  # should the template die, its workers' orphans come here
     pid, control, method = _make_template(settings.start_method)

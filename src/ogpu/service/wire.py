@@ -214,8 +214,9 @@ class FrameDecoder:
             end = payload_at + payload_bytes
             if len(buffer) < end:
                 return
-            header = bytes(buffer[_LENGTHS.size : payload_at])
-            payload = bytes(buffer[payload_at:end])
+            with memoryview(buffer) as view:  # one copy of a payload that may be large
+                header = bytes(view[_LENGTHS.size : payload_at])
+                payload = bytes(view[payload_at:end])
             del buffer[:end]
             yield decode_header(header), payload
 
