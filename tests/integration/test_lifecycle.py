@@ -286,9 +286,14 @@ def test_a_second_signal_stops_at_once(start_server: StartServer) -> None:
     assert "stopping at once" in server.log
 
 
-def test_a_stop_signal_during_init_ends_it(start_server: StartServer) -> None:
-    server = start_server(wait=False, ZOO_INIT_SLEEP_S=60)
-    server.wait_log("Workers are made by fork")
+@pytest.mark.parametrize("moment", ["Starting OpenGPU", "Workers are made", "CALLBACK_URL is not"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_stop_signal_while_starting_ends_it(
+    start_server: StartServer, method: str, moment: str
+) -> None:
+    """At any moment after start(): as PID 1 a signal that nobody handles would be lost."""
+    server = start_server(wait=False, ZOO_INIT_SLEEP_S=60, OGPU_START_METHOD=method)
+    server.wait_log(moment)
     assert server.stop(timeout_s=10) == 0
 
 

@@ -168,6 +168,7 @@ def test_workers_have_nothing_of_the_fronts(start_server: StartServer) -> None:
         found = json.loads(server.run("looks_around", "a")["result"]["text"])
         assert found["leads_session"]
         assert found["sigterm_is_default"]
+        assert found["blocked_signals"] == []
         assert found["argv"][0].endswith("zoo.py")
         descriptors = found["descriptors"]
         assert descriptors.pop("0") == "/dev/null"

@@ -24,13 +24,13 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
 from .config import CALLBACK_URL, Settings, describe, load_settings
 from .errors import ServiceError
-from .handler import registered
+from .handler import Handler, registered
 from .logger import configure_front, enable_sentry, logger
 from .processes import (
     become_subreaper,
@@ -96,18 +96,16 @@ def send_callback(task_address: str, result: dict[str, Any]) -> None:
 
 def _serve(settings: Settings) -> None:
     handlers = registered()
-    logger.info("Starting OpenGPU Service server...")
-    logger.info("%s", describe(settings))
-    for name, handler in handlers.items():
-        timeout_s = handler.timeout_s or settings.task_timeout
-        limit = "no timeout" if timeout_s is None else f"timeout {timeout_s:g} s"
-        logger.info("Registered endpoint → /run/%s/{task_address} (%s)", name, limit)
-    not_ours = own_children()
-    become_subreaper()  # should the template die, its workers' orphans come here
-    pid, control, method = _make_template(settings.start_method)
-    # Beyond this line the process may have threads. The first worker's @init runs meanwhile. Set
-    # earlier, the handlers would be the workers' as well.
-    with control, _leaving_on_signals():
+    with ExitStack() as stack:
+        with _holding_signals():
+            _announce(settings, handlers)
+            not_ours = own_children()
+            become_subreaper()  # should the template die, its workers' orphans come here
+            pid, control, method = _make_template(settings.start_method)
+            stack.enter_context(control)
+            # Set before the fork, these handlers would be the workers' as well.
+            stack.enter_context(_leaving_on_signals())
+        # From here on the process may have threads. The first worker's @init runs meanwhile.
         from .pool.launcher import Launcher  # noqa: PLC0415 - asyncio
 
         launcher = Launcher(pid, control, method, settings, not_ours)
@@ -119,6 +117,15 @@ def _serve(settings: Settings) -> None:
         from .front import serve  # noqa: PLC0415 - the same
 
         uvloop.run(serve(settings, handlers, launcher))
+
+
+def _announce(settings: Settings, handlers: dict[str, Handler]) -> None:
+    logger.info("Starting OpenGPU Service server...")
+    logger.info("%s", describe(settings))
+    for name, handler in handlers.items():
+        timeout_s = handler.timeout_s or settings.task_timeout
+        limit = "no timeout" if timeout_s is None else f"timeout {timeout_s:g} s"
+        logger.info("Registered endpoint → /run/%s/{task_address} (%s)", name, limit)
 
 
 def _make_template(start_method: str) -> tuple[int, socket.socket, str]:
@@ -134,6 +141,16 @@ def _make_template(start_method: str) -> tuple[int, socket.socket, str]:
     pid, control = fork_template() if method == "fork" else exec_template()
     logger.info("Workers are made by %s (template: pid %d)", method, pid)
     return pid, control, method
+
+
+@contextmanager
+def _holding_signals() -> Iterator[None]:
+    """Let a stop signal wait until there is a handler for it; the template lets them go again."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 @contextmanager

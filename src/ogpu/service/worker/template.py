@@ -139,6 +139,7 @@ class Template:
             before = signal.signal(number, handler)
             self._signal_handlers[number] = signal.SIG_DFL if before is None else before
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, taken)  # the front held some for the fork
 
     def _step(self, timeout_s: float | None) -> bool:
         """Handle what has happened; return False when the front is gone."""
