@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol, with one write a response. Runs in the front.
 
-uvicorn writes a response's head and its body one after the other, and each write wakes the client:
-on a virtual machine that alone costs more than the parsing. Here what is written within one step
+uvicorn writes a response's head and its body one after the other, and each write is a system call
+that wakes the client, which is dear on a virtual machine. Here what is written within one step
 of the event loop goes out together, when the step is over. Large pieces go out as they come, so
 that the limits of the transport's buffer hold.
 """
