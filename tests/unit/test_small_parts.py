@@ -37,7 +37,17 @@ def test_a_wait_grows_is_jittered_and_is_bounded(failures: int) -> None:
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [(None, 0), ("7", 7), ("-7", 0), ("1e9", MAX_RETRY_AFTER_S), ("nan", 0), ("soon", 0), ("", 0)],
+    [
+        (None, 0),
+        ("7", 7),
+        ("-7", 0),
+        ("1e9", MAX_RETRY_AFTER_S),
+        ("nan", 0),
+        ("soon", 0),
+        ("", 0),
+        ("Mon, 01 Jan 2026 00:00:00 +99999999999999", 0),
+        ("1e400", MAX_RETRY_AFTER_S),
+    ],
 )
 def test_retry_after_in_seconds(value: str | None, seconds: float) -> None:
     assert _retry_after_s(value) == seconds

@@ -159,9 +159,9 @@ def _retry_after_s(value: str | None) -> float:
     except ValueError:
         try:
             at = parsedate_to_datetime(value)
-        except ValueError:
+            if at.tzinfo is None:
+                at = at.replace(tzinfo=timezone.utc)
+            seconds = (at - datetime.now(timezone.utc)).total_seconds()
+        except (ValueError, OverflowError):  # no date, or one that no calendar holds
             return 0.0
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=timezone.utc)
-        seconds = (at - datetime.now(timezone.utc)).total_seconds()
     return 0.0 if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
