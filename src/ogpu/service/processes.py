@@ -97,6 +97,25 @@ def own_children() -> set[int]:
     return {int(child) for child in listed.split()}
 
 
+def kill_child(pid: int) -> None:
+    """Kill a child of this process, and nothing else that may have got its pid meanwhile.
+
+    Where a source ignores SIGCHLD the kernel reaps children by itself, so that a pid may be free
+    again at any moment: what the pidfd means is compared with the children before it is used.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if pid in own_children():
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)
+
+
 def _children_by_scan(parent: int) -> set[int]:
     found = set()
     for entry in Path("/proc").iterdir():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from .. import wire
 from ..config import Settings
 from ..errors import WireError
 from ..logger import logger
-from ..processes import own_children
+from ..processes import kill_child, own_children
 
 
 class LaunchEvents(Protocol):
@@ -113,7 +112,7 @@ class Launcher:
         self._control.close()
         if not await _ends_within(self._pid, timeout_s):
             logger.error("The template (pid %d) does not end; killing it", self._pid)
-            os.kill(self._pid, signal.SIGKILL)  # our child, not waited for: the pid is its own
+            kill_child(self._pid)
             await _ends_within(self._pid, timeout_s)
         await self._kill_orphans(timeout_s)
 
@@ -127,8 +126,8 @@ class Launcher:
         limit = loop.time() + timeout_s
         while orphans := own_children() - self._not_ours - {self._pid}:
             for pid in orphans:
-                with contextlib.suppress(PermissionError, ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)  # our child, and not waited for: as above
+                with contextlib.suppress(PermissionError):  # it runs as another user
+                    kill_child(pid)
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it does not wait
             if loop.time() > limit:
