@@ -7,11 +7,14 @@ import, as they always were; a source that assigns to them before start() change
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
+import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import SettingsError
@@ -30,6 +33,8 @@ SERVICE_HOST = "0.0.0.0"  # noqa: S104 - a container publishes what it wants to 
 SERVICE_PORT = 5555
 
 _MIB = 1024 * 1024
+_SECRETS = {"callback_secret", "api_key"}
+_URL_PASSWORD = re.compile(r"(?<=[a-z]:)//[^/@\s]*@")
 MAX_TIMEOUT_S = 10 * 365 * 86400  # a date beyond datetime's range would be no deadline
 
 
@@ -70,8 +75,30 @@ class Settings(BaseSettings):
         description="seconds, for handlers exposed without a timeout",
     )
     queue_size: int = Field(1000, ge=1, description="tasks that may wait for a worker")
+    queue_timeout: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        allow_inf_nan=False,
+        description="seconds that a task may wait for a worker before it is expired",
+    )
     max_body_bytes: int = Field(64 * _MIB, ge=1, lt=2**32, description="largest input")
     max_result_bytes: int = Field(256 * _MIB, ge=1, lt=2**32, description="largest result")
+    state_dir: str = Field(
+        "./ogpu-state",
+        min_length=1,
+        description="the journal's folder; :memory: = nothing outlives the process",
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=1000, description="runs of one task over crashes of the service"
+    )
+    task_ttl: float = Field(
+        86_400.0,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        allow_inf_nan=False,
+        description="seconds that a finished task is kept",
+    )
     drain_timeout: float = Field(
         8.0,
         ge=0,
@@ -87,6 +114,32 @@ class Settings(BaseSettings):
     callback_timeout: float = Field(
         30.0, gt=0, allow_inf_nan=False, description="seconds for one delivery attempt"
     )
+    callback_secret: SecretStr | None = Field(
+        None,
+        description="signs callbacks as in Standard Webhooks: whsec_ and base64; several, with "
+        "spaces between them, while one is replaced by another",
+    )
+    failure_callback_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="failures go to {OGPU_FAILURE_CALLBACK_URL}/{task_address}",
+    )
+    api_key: SecretStr | None = Field(
+        None, min_length=1, description="bearer token that every call but three needs"
+    )
+    max_connections: int = Field(
+        4096, ge=1, le=1_000_000, description="clients that may be connected at once"
+    )
+    max_header_bytes: int = Field(
+        64 * 1024, ge=1024, le=16 * _MIB, description="largest head of a request"
+    )
+    request_timeout: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds in which a request must have arrived whole",
+    )
     log_level: Literal["DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="least level that is logged"
     )
@@ -94,10 +147,33 @@ class Settings(BaseSettings):
         "auto", description="auto = colour on a terminal, plain otherwise"
     )
 
+    @field_validator("callback_secret")
+    @classmethod
+    def _is_base64(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            signing_keys(secret)
+        return secret
+
     @property
     def slots(self) -> int:
         """How many slots the pool has."""
         return 1 if self.workers == "auto" else self.workers
+
+
+def signing_keys(secret: SecretStr) -> list[bytes]:
+    """Return the keys in a secret as Standard Webhooks writes it.
+
+    Raises:
+        ValueError: one of them is not base64.
+    """
+    texts = [text.removeprefix("whsec_") for text in secret.get_secret_value().split()]
+    try:
+        keys = [base64.b64decode(text, validate=True) for text in texts]
+    except binascii.Error as error:
+        raise ValueError("not base64; make one with: openssl rand -base64 32") from error
+    if not all(keys) or not keys:
+        raise ValueError("empty; make one with: openssl rand -base64 32")
+    return keys
 
 
 def variable_of(field_name: str) -> str:
@@ -115,14 +191,24 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic, by name
     except ValidationError as error:
         complaints = (
-            f"{variable_of(str(e['loc'][0]).lower().removeprefix('ogpu_'))}={e['input']!r}: "
-            f"{e['msg']}"
+            _complaint(str(e["loc"][0]).lower().removeprefix("ogpu_"), e["input"], e["msg"])
             for e in error.errors(include_url=False)
         )
         raise SettingsError("invalid settings: " + "; ".join(complaints)) from error
 
 
+def _complaint(field_name: str, value: object, message: str) -> str:
+    shown = "'…'" if field_name in _SECRETS else repr(value)
+    return f"{variable_of(field_name)}={shown}: {message}"
+
+
 def describe(settings: Settings) -> str:
-    """Return the effective values, one ``VARIABLE=value`` a line, for the log at start."""
-    lines = (f"  {variable_of(name)}={value}" for name, value in settings)
+    """Return the effective values, one ``VARIABLE=value`` a line, for the log at start.
+
+    Secrets are not among them: a key is shown as stars, and a password in a URL as well.
+    """
+    lines = (
+        f"  {variable_of(name)}={_URL_PASSWORD.sub(r'//***@', str(value))}"
+        for name, value in settings
+    )
     return "Settings:\n" + "\n".join(lines)

@@ -26,7 +26,7 @@ from .config import Settings
 from .errors import SettingsError
 from .handler import Handler
 from .http.app import Application, create_app
-from .http.protocol import OneWriteProtocol
+from .http.protocol import ClientLimits, limited_protocol
 from .http.run import Waiters
 from .journal import MemoryJournal
 from .logger import batch_lines, logger
@@ -98,7 +98,9 @@ async def _serve(settings: Settings, handlers: dict[str, Handler], launcher: Lau
     for on_transition in (waiters.on_transition, ends.on_transition):
         journal.on_transition(on_transition)
     supervisor = Supervisor(settings, set(handlers), journal, launcher, stop.on_fatal)
-    server = _make_server(create_app(settings, handlers, journal, supervisor, waiters))
+    server = _make_server(
+        create_app(settings, handlers, journal, supervisor, waiters), settings
+    )
     if outbox is not None:
         journal.on_transition(outbox.on_transition)
         await outbox.start()
@@ -141,11 +143,14 @@ def _make_outbox(settings: Settings, journal: MemoryJournal) -> Outbox | None:
     return Outbox(settings.callback_url, settings.callback_timeout, journal)
 
 
-def _make_server(app: Application) -> _Server:
+def _make_server(app: Application, settings: Settings) -> _Server:
+    limits = ClientLimits(
+        settings.max_connections, settings.max_header_bytes, settings.request_timeout
+    )
     return _Server(
         uvicorn.Config(
             app,
-            http=OneWriteProtocol,
+            http=limited_protocol(limits),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -9,6 +9,7 @@ that the limits of the transport's buffer hold.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -57,3 +58,17 @@ class OneWriteProtocol(HttpToolsProtocol):
     ) -> None:
         coalescing = _CoalescingTransport(transport, self.loop)
         super().connection_made(cast("asyncio.Transport", coalescing))
+
+
+@dataclass(frozen=True)
+class ClientLimits:
+    """What one client, and all of them together, may take of the front."""
+
+    max_connections: int
+    max_header_bytes: int
+    request_timeout_s: float
+
+
+def limited_protocol(limits: ClientLimits) -> type[OneWriteProtocol]:
+    """Return the protocol class that holds clients to ``limits``, for uvicorn to instantiate."""
+    return type("LimitedProtocol", (OneWriteProtocol,), {"limits": limits})
