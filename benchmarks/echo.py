@@ -7,11 +7,7 @@ what else happens on the machine hits all of them. All servers are up; one is un
 from __future__ import annotations
 
 import argparse
-import http.client
-import re
-import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,53 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import report
-from .harness import (
-    HOST,
-    SOURCES,
-    BenchmarkError,
-    Server,
-    answer,
-    free_port,
-    post,
-    run,
-    serving,
-    serving_source,
-)
-from .noise import watch_others
-from .peer_mosec import MOSEC_VERSION, InstallError, default_cache, mosec_python
+from .harness import HOST, SOURCES, free_port, run, serving, serving_source
+from .peer_mosec import MOSEC_VERSION, mosec_python
+from .peers import InstallError, default_cache
+from .wrk import Candidate, Load, checked, is_installed, load
 
 _OURS = "ogpu-service"
-_SCRIPT = Path(__file__).with_name("echo.lua")
-_BODY = {"text": "hello world"}
 _CONCURRENCY = 32
 _WARM_UP_S = 1
-_WRK_SLACK_S = 30
-_RESULT = re.compile(r"^RESULT (.*)$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A server under test, and how it is asked."""
-
-    name: str
-    server: Server
-    path: str
-    numbered: bool = False  # a path of its own for each request
-    prefer: str | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.prefer is None else {"prefer": self.prefer}
-
-
-@dataclass(frozen=True)
-class Load:
-    """What wrk saw in one run."""
-
-    requests_per_s: float
-    p50_us: float
-    p99_us: float
-    others_cpus: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +35,7 @@ class Round:
 
 def main() -> None:
     options = _options()
-    if shutil.which("wrk") is None:
+    if not is_installed():
         raise SystemExit("wrk is not installed (apt-get install wrk)")
     facts = report.environment()
     with ExitStack() as stack:
@@ -117,14 +74,14 @@ def _options() -> argparse.Namespace:
 @contextmanager
 def _ours() -> Iterator[Candidate]:
     with serving_source("echo_service.py") as server:
-        yield _checked(Candidate(_OURS, server, "/run/echo/", True, "wait=30"))
+        yield checked(Candidate(_OURS, server, "/run/echo/", True, "wait=30"))
 
 
 @contextmanager
 def _fastapi() -> Iterator[Candidate]:
     port = free_port()
     with serving([sys.executable, SOURCES / "echo_fastapi.py", str(port)], port) as server:
-        yield _checked(Candidate("FastAPI inline", server, "/echo"))
+        yield checked(Candidate("FastAPI inline", server, "/echo"))
 
 
 @contextmanager
@@ -132,32 +89,17 @@ def _mosec(cache: Path) -> Iterator[Candidate]:
     python, port = mosec_python(cache), free_port()
     arguments = ["--address", HOST, "--port", str(port), "--log-level", "warning"]
     with serving([python, SOURCES / "echo_mosec.py", *arguments], port) as server:
-        yield _checked(Candidate(f"Mosec {MOSEC_VERSION}", server, "/inference"))
-
-
-def _checked(candidate: Candidate) -> Candidate:
-    """Wait until it answers, and see that it answers what was said to it."""
-
-    def echoes(connection: http.client.HTTPConnection) -> bool:
-        path = candidate.path + ("check" if candidate.numbered else "")
-        post(connection, path, _BODY, candidate.headers)
-        given = answer(connection)
-        if (given["result"] if candidate.numbered else given) != _BODY:
-            raise BenchmarkError(f"{candidate.name} answers {given}")
-        return True
-
-    candidate.server.wait_for(echoes)
-    return candidate
+        yield checked(Candidate(f"Mosec {MOSEC_VERSION}", server, "/inference"))
 
 
 def _measure(candidates: list[Candidate], rounds: int, seconds: int) -> dict[str, list[Round]]:
     for candidate in candidates:
-        _load(candidate, "warm-up", _CONCURRENCY, _WARM_UP_S)
+        load(candidate, "warm-up", _CONCURRENCY, _WARM_UP_S)
     measured: dict[str, list[Round]] = {candidate.name: [] for candidate in candidates}
     for number in range(1, rounds + 1):
         for candidate in candidates:
-            full = _load(candidate, f"{number}-full", _CONCURRENCY, seconds)
-            single = _load(candidate, f"{number}-single", 1, seconds)
+            full = load(candidate, f"{number}-full", _CONCURRENCY, seconds)
+            single = load(candidate, f"{number}-single", 1, seconds)
             measured[candidate.name].append(Round(full, single))
             print(
                 f"round {number}, {candidate.name}: {full.requests_per_s:.0f} requests/s; "
@@ -166,35 +108,6 @@ def _measure(candidates: list[Candidate], rounds: int, seconds: int) -> dict[str
                 file=sys.stderr,
             )
     return measured
-
-
-def _load(candidate: Candidate, tag: str, concurrency: int, seconds: int) -> Load:
-    path = f"{candidate.path}{tag}-" if candidate.numbered else candidate.path
-    command = ["wrk", "-t1", f"-c{concurrency}", f"-d{seconds}s", "-s", str(_SCRIPT)]
-    command += [f"http://{HOST}:{candidate.server.port}", "--"]
-    command += [path, "numbered" if candidate.numbered else "same"]
-    if candidate.prefer is not None:
-        command.append(candidate.prefer)
-    others_cpus = watch_others(candidate.server.process.pid)
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=seconds + _WRK_SLACK_S, check=False
-    )
-    found = _RESULT.search(done.stdout)
-    if done.returncode or found is None:
-        raise BenchmarkError(f"wrk failed:\n{done.stdout}{done.stderr}")
-    figures = {name: float(value) for name, value in (f.split("=") for f in found[1].split())}
-    errors = {
-        name: int(figures[name])
-        for name in ("status", "connect", "read", "write", "timeout")
-        if figures[name]
-    }
-    if errors or not figures["requests"]:
-        raise BenchmarkError(
-            f"{candidate.name} gave errors: {errors} in {figures['requests']:.0f} requests\n"
-            f"{candidate.server.log_tail()}"
-        )
-    requests_per_s = figures["requests"] / figures["duration_us"] * 1e6
-    return Load(requests_per_s, figures["p50_us"], figures["p99_us"], others_cpus())
 
 
 def _ratios(rounds: dict[str, list[Round]], name: str) -> list[float]:

@@ -45,6 +45,11 @@ class Server:
         self.port = port
         self._log = log
 
+    @property
+    def folder(self) -> Path:
+        """The folder in which it runs; it is gone when the server is."""
+        return self._log.parent
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_LIMIT_S)
 
@@ -148,8 +153,12 @@ def answer(connection: http.client.HTTPConnection) -> Any:
 
 
 def _own_environment() -> dict[str, str]:
-    """Return this process's environment, less the one variable that would reach someone else."""
-    return {name: value for name, value in os.environ.items() if name != "CALLBACK_URL"}
+    """Return this process's environment, less the variables that would reach someone else."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != "CALLBACK_URL" and not name.lower().endswith("_proxy")
+    }
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

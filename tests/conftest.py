@@ -52,6 +52,7 @@ def start_server(tmp_path: Path, nothing_left_over: None) -> Iterator[StartServe
                 path = tmp_path / f"source{len(servers)}.py"
                 path.write_text(source, encoding="utf-8")
             command = [str(path)]
+        settings.setdefault("OGPU_STATE_DIR", tmp_path / f"state{len(servers)}")
         environment = {name: str(value) for name, value in settings.items()}
         log_file = tmp_path / f"server{len(servers)}.log"
         server = Server(command, folder or tmp_path, log_file, environment)

@@ -248,7 +248,8 @@ def test_start_returns_at_the_end_of_a_drain(start_server: StartServer) -> None:
 
 
 def test_a_task_that_outlasts_the_drain_is_killed(start_server: StartServer) -> None:
-    server = start_server(OGPU_DRAIN_TIMEOUT=0.5)
+    """Without a journal on disk it is lost, and the log says so."""
+    server = start_server(OGPU_DRAIN_TIMEOUT=0.5, OGPU_STATE_DIR=":memory:")
     server.post("unlimited_sleep", "endless", {"number": 3600})
     pid = server.wait_state("endless", "running")["worker"]["pid"]
     assert server.stop() == 0

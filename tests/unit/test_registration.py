@@ -168,7 +168,14 @@ def test_every_frozen_name_is_importable() -> None:
 
 
 def test_everything_public_is_listed() -> None:
-    assert set(ogpu.service.__all__) == {"__version__", "expose", "init", "logger", "start"}
+    assert set(ogpu.service.__all__) == {
+        "__version__",
+        "current_task",
+        "expose",
+        "init",
+        "logger",
+        "start",
+    }
     assert all(hasattr(ogpu.service, name) for name in ogpu.service.__all__)
 
 

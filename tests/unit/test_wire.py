@@ -13,7 +13,21 @@ from ogpu.service.errors import WireError
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=50)
 MESSAGES = st.one_of(
-    st.builds(wire.Run, run=st.integers(0, 2**53), function=TEXT, task_address=TEXT),
+    st.builds(
+        wire.Run,
+        run=st.integers(0, 2**53),
+        function=TEXT,
+        task_address=TEXT,
+        attempt=st.integers(1, 1000),
+        deadline_at=st.none() | st.floats(0, 1e10),
+        deadline_s=st.none() | st.floats(0, 1e10),
+    ),
+    st.builds(
+        wire.Progressed,
+        run=st.integers(0, 2**53),
+        fraction=st.floats(0, 1),
+        message=st.none() | TEXT,
+    ),
     st.builds(wire.Done, run=st.integers(0, 2**53), has_output=st.booleans()),
     st.builds(
         wire.Failed,

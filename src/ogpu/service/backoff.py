@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Backoff:
-    """A rule for waits: ``first_s`` doubles with every failure in a row, up to ``limit_s``.
+    """A rule for waits: ``first_s``, times ``factor`` for each failure more, up to ``limit_s``.
 
     Half of each wait is random, so that what failed together does not come back together.
 
@@ -18,9 +18,10 @@ class Backoff:
 
     first_s: float
     limit_s: float
+    factor: float = 2.0
 
     def wait_s(self, failures: int) -> float:
         """Return the wait in seconds after that many failures in a row (1 or more)."""
         # The exponent is bounded too: 2.0 ** 1100 is an OverflowError.
-        full = min(self.limit_s, self.first_s * 2.0 ** min(failures - 1, 64))
+        full = min(self.limit_s, self.first_s * self.factor ** min(failures - 1, 64))
         return full * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret

@@ -4,10 +4,12 @@ Exceptions:
 
     ServiceError
     ├── SettingsError        a setting is invalid; the message names the variable      exit code 2
+    ├── JournalError         the journal cannot be opened, read or written              exit code 2
     ├── PlatformError        this system lacks what the pool needs                      exit code 2
     ├── FirstInitError       no worker has ever become ready, and the first one failed  exit code 3
     ├── PoolBrokenError      the pool cannot be kept alive any more                     exit code 4
-    └── WireError            a peer sent something that is not a frame of this protocol
+    ├── WireError            a peer sent something that is not a frame of this protocol
+    └── NoCurrentTaskError   current_task() was called where no task runs
 
 What a task's ``error`` says is data, not an exception: ``TaskError`` with a ``FailureReason``.
 """
@@ -26,6 +28,15 @@ class ServiceError(Exception):
 
 class SettingsError(ServiceError):
     """Raised at start() when a setting is invalid; the message names the variable and the fix."""
+
+    exit_code = 2
+
+
+class JournalError(ServiceError):
+    """Raised when the journal cannot be opened (at start), read or written; the message says why.
+
+    At run time it is answered with 503: nothing that is not on disk was accepted.
+    """
 
     exit_code = 2
 
@@ -52,6 +63,10 @@ class WireError(ServiceError):
     """Raised when a peer sends bytes that are not a frame of this protocol, or one too large."""
 
 
+class NoCurrentTaskError(ServiceError, RuntimeError):
+    """Raised by current_task() outside a handler: in @init, at import, after the task's end."""
+
+
 class FailureReason(str, Enum):
     """Why a task did not succeed. The set is closed: clients may switch over it."""
 
@@ -60,6 +75,8 @@ class FailureReason(str, Enum):
     WORKER_DIED = "worker_died"
     INTERRUPTED = "interrupted"
     TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 Runs in the front, from the moment the template exists.
 
 1. Reserve the port, so that a port in use is an error now and not after a long @init.
-2. Listen to the template. With OGPU_BIND=early serve HTTP at once, else when a worker is ready.
-3. SIGTERM or SIGINT: accept nothing more and answer 503, let what runs end and callbacks go out,
-   for OGPU_DRAIN_TIMEOUT at most; then end the workers, the server, the outbox. A second signal:
-   skip the waiting. The pool cannot go on: the same without the waiting, and the error is raised.
+2. Listen to the template; queue what an earlier front has left, and deliver what it owes.
+3. With OGPU_BIND=early serve HTTP at once, else when a worker is ready.
+4. SIGTERM or SIGINT: accept nothing more and answer 503, let what runs end and callbacks go out,
+   for OGPU_DRAIN_TIMEOUT at most; then end the workers, the server, the outbox, and the journal
+   last. A second signal: skip the waiting. The pool cannot go on: the same without the waiting, and
+   the error is raised.
 """
 
 from __future__ import annotations
@@ -24,19 +26,23 @@ import uvicorn
 
 from .config import Settings
 from .errors import SettingsError
+from .events import TaskEvents
 from .handler import Handler
-from .http.app import Application, create_app
+from .http.app import Application, Rooms, create_app
 from .http.protocol import ClientLimits, limited_protocol
 from .http.run import Waiters
-from .journal import MemoryJournal
+from .journal import Database, Journal
 from .logger import batch_lines, logger
+from .metrics import Metrics
+from .outbox.receivers import lanes_of
 from .pool.launcher import Launcher
 from .pool.supervisor import Supervisor
-from .reporting import EndReporter, report_lost
+from .recovery import recover
+from .reporting import EndReporter, report_left
 from .task import TaskState
 
 if TYPE_CHECKING:
-    from .outbox import Outbox
+    from .outbox.outbox import Outbox
 
 _BACKLOG = 2048
 _SHUTDOWN_S = 5.0
@@ -72,75 +78,138 @@ class _Stop:
         self.hurried.set()
 
 
-async def serve(settings: Settings, handlers: dict[str, Handler], launcher: Launcher) -> None:
+async def serve(
+    settings: Settings, handlers: dict[str, Handler], launcher: Launcher, database: Database
+) -> None:
     """Serve until told to stop.
 
     Raises:
         FirstInitError, PoolBrokenError: the pool did not start, or could not be kept alive.
+        JournalError: the journal cannot be read.
         SettingsError: the port cannot be had.
     """
     _calm_the_collector()
     batch_lines(asyncio.get_running_loop())
     try:
-        await _serve(settings, handlers, launcher)
+        await _Front(settings, handlers, launcher, database).serve()
     finally:
         batch_lines(None)  # what is logged after this has no loop to be written by
 
 
-async def _serve(settings: Settings, handlers: dict[str, Handler], launcher: Launcher) -> None:
-    stop = _Stop()
-    _take_signals(stop)
-    listener = _reserve_port(settings)
-    journal = MemoryJournal()
-    logger.warning("Tasks are kept in memory only: a restart of the service loses them")
-    outbox = _make_outbox(settings, journal)
-    waiters, ends = Waiters(), EndReporter()
-    for on_transition in (waiters.on_transition, ends.on_transition):
-        journal.on_transition(on_transition)
-    supervisor = Supervisor(settings, set(handlers), journal, launcher, stop.on_fatal)
-    server = _make_server(
-        create_app(settings, handlers, journal, supervisor, waiters), settings
-    )
-    if outbox is not None:
-        journal.on_transition(outbox.on_transition)
-        await outbox.start()
-    supervisor.begin()
-    serving: asyncio.Task[None] | None = None
-    try:
-        if settings.bind == "ready":
-            await _first_of(supervisor.first_ready.wait(), stop.asked.wait())
-        if not stop.asked.is_set():
-            _listen(listener)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            await _first_of(stop.asked.wait(), serving)
-            if not stop.asked.is_set():
-                logger.error("The HTTP server has ended by itself")
-        await _first_of(
-            _drain(settings.drain_timeout, supervisor, outbox, journal), stop.hurried.wait()
+class _Front:
+    """The parts of the front, and the order in which they begin and end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        handlers: dict[str, Handler],
+        launcher: Launcher,
+        database: Database,
+    ) -> None:
+        self._settings = settings
+        self._handlers = handlers
+        self._stop = _Stop()
+        self._metrics, self._events, self._ends = Metrics(), TaskEvents(), EndReporter()
+        self._journal = Journal(database, lanes_of(settings), self._metrics, settings.task_ttl)
+        self._supervisor = Supervisor(
+            settings,
+            set(handlers),
+            self._journal,
+            launcher,
+            (self._events, self._metrics),
+            self._stop.on_fatal,
         )
-    finally:
-        await supervisor.stop(_SHUTDOWN_S)
-        ends.flush()
-        report_lost(journal)
-        waiters.release()
+        self._outbox = self._make_outbox()
+        self._waiters = Waiters()
+        self._metrics.observe(self._supervisor, lambda: self._journal.undelivered)
+        for listener in (self._waiters, self._events, self._metrics, self._ends):
+            self._journal.on_transition(listener.on_transition)
+        self._journal.on_withdrawn(self._waiters.wake)
+        if self._outbox is not None:
+            self._journal.on_stored(self._outbox.on_stored)
+
+    async def serve(self) -> None:
+        _take_signals(self._stop)
+        listener = _reserve_port(self._settings)
+        lag = asyncio.create_task(self._metrics.watch_loop())
+        serving: asyncio.Task[None] | None = None
+        server = _make_server(self._make_app(), self._settings)
+        try:
+            self._supervisor.begin()
+            await recover(self._journal, self._supervisor, self._handlers, self._settings)
+            if self._outbox is not None:
+                self._outbox.start()
+            if self._settings.bind == "ready":
+                await _first_of(self._supervisor.first_ready.wait(), self._stop.asked.wait())
+            if not self._stop.asked.is_set():
+                _listen(listener)
+                serving = asyncio.create_task(server.serve(sockets=[listener]))
+                await _first_of(self._stop.asked.wait(), serving)
+                if not self._stop.asked.is_set():
+                    logger.error("The HTTP server has ended by itself")
+            await _first_of(self._drain(), self._stop.hurried.wait())
+        finally:
+            await self._end(server, serving, listener, lag)
+        if self._stop.error is not None:
+            raise self._stop.error
+        logger.info("Stopped")
+
+    async def _drain(self) -> None:
+        """Let tasks end, then callbacks go out, in the time there is."""
+        loop = asyncio.get_running_loop()
+        timeout_s = self._settings.drain_timeout
+        limit = loop.time() + timeout_s
+        if not await self._supervisor.drain(timeout_s):
+            running = sum(t.state is TaskState.RUNNING for t in self._journal.unfinished())
+            logger.warning("%d task(s) did not end within %.1f s", running, timeout_s)
+        if self._outbox is not None:
+            await self._journal.settle()  # what has just ended is offered to the outbox
+            await self._outbox.flush(max(0.0, limit - loop.time()))
+
+    async def _end(
+        self,
+        server: _Server,
+        serving: asyncio.Task[None] | None,
+        listener: socket.socket,
+        lag: asyncio.Task[None],
+    ) -> None:
+        await self._supervisor.stop(_SHUTDOWN_S)
+        self._ends.flush()
+        self._waiters.release()
+        self._events.close()
         server.should_exit = True
         if serving is not None:
             await asyncio.wait([serving], timeout=_SHUTDOWN_S)
         listener.close()
-        if outbox is not None:
-            await outbox.stop()
-    if stop.error is not None:
-        raise stop.error
-    logger.info("Stopped")
+        if self._outbox is not None:
+            await self._outbox.stop()
+        lag.cancel()
+        await asyncio.gather(lag, return_exceptions=True)
+        report_left(self._journal)
+        await self._journal.close()
 
+    def _make_outbox(self) -> Outbox | None:
+        if self._settings.callback_url is None:
+            logger.info("CALLBACK_URL is not set: results are kept here, and sent to nobody")
+        if not lanes_of(self._settings):
+            return None
+        from .outbox.outbox import Outbox  # noqa: PLC0415 - its HTTP client takes 0.1 s to import
 
-def _make_outbox(settings: Settings, journal: MemoryJournal) -> Outbox | None:
-    if settings.callback_url is None:
-        logger.info("CALLBACK_URL is not set: results are kept here, and sent to nobody")
-        return None
-    from .outbox import Outbox  # noqa: PLC0415 - its HTTP client takes 0.1 s to import
+        return Outbox(self._settings, self._journal, self._metrics)
 
-    return Outbox(settings.callback_url, settings.callback_timeout, journal)
+    def _make_app(self) -> Application:
+        return create_app(
+            self._settings,
+            self._handlers,
+            Rooms(
+                self._journal,
+                self._supervisor,
+                self._outbox,
+                self._events,
+                self._metrics,
+                self._waiters,
+            ),
+        )
 
 
 def _make_server(app: Application, settings: Settings) -> _Server:
@@ -210,19 +279,6 @@ def _port_error(host: str, port: int, error: OSError) -> SettingsError:
         f"cannot listen on {host}:{port}: {error.strerror}; "
         "set OGPU_HOST and OGPU_PORT (0 = any free port)"
     )
-
-
-async def _drain(
-    timeout_s: float, supervisor: Supervisor, outbox: Outbox | None, journal: MemoryJournal
-) -> None:
-    """Let tasks end, then callbacks go out, in the time there is."""
-    loop = asyncio.get_running_loop()
-    limit = loop.time() + timeout_s
-    if not await supervisor.drain(timeout_s):
-        running = sum(task.state is TaskState.RUNNING for task in journal.active_tasks())
-        logger.warning("%d task(s) did not end within %.1f s", running, timeout_s)
-    if outbox is not None:
-        await outbox.flush(max(0.0, limit - loop.time()))
 
 
 async def _first_of(*waits: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:

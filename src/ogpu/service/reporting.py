@@ -1,4 +1,4 @@
-"""The log lines about tasks: how each ended, and which are lost when the service stops.
+"""The log lines about tasks: how each ended, and what becomes of those that have not.
 
 Runs in the front. The words are those of the frozen module.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from .journal import MemoryJournal
+from .journal import Journal
 from .logger import logger
 from .task import Task, TaskState
 
@@ -35,6 +35,9 @@ class EndReporter:
             case TaskState.TIMED_OUT | TaskState.FAILED:
                 self.flush()
                 _report_failure(task)
+            case TaskState.CANCELLED | TaskState.EXPIRED:
+                assert task.error is not None
+                logger.warning("[%s] %s", task.address, task.error.message)
             case _:
                 pass
 
@@ -57,13 +60,23 @@ def _report_failure(task: Task) -> None:
     )
 
 
-def report_lost(journal: MemoryJournal) -> None:
-    """Say which tasks have not ended: this journal does not outlive the process."""
-    for task in journal.active_tasks():
+def report_left(journal: Journal) -> None:
+    """Say what has not ended: kept for the next start, or lost where the journal is in memory."""
+    tasks = journal.unfinished()
+    if journal.durable:
+        if tasks or journal.undelivered:
+            logger.info(
+                "%d task(s) and %d callback(s) stay in the journal for the next start",
+                len(tasks),
+                journal.undelivered,
+            )
+        return
+    for task in tasks:
         logger.error(
-            "[%s] `%s` is lost: it was %s (callback: %s) when the service stopped",
+            "[%s] `%s` is lost: it was %s when the service stopped",
             task.address,
             task.function,
             task.state.value,
-            task.callback.state.value,
         )
+    if journal.undelivered:
+        logger.error("%d callback(s) are lost: they were not delivered", journal.undelivered)

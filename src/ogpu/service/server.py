@@ -5,7 +5,8 @@ Runs in the front, until the event loop starts in ``front.serve``:
 1. In a worker, or while the source is imported again: return at once.
 2. Read the settings. An invalid one ends the program (exit code 2) before anything has begun.
 3. Make the template, while this process still has one thread: fork it, or where a fork is not
-   safe, start it as a fresh interpreter. Order the first worker, which begins with @init.
+   safe, start it as a fresh interpreter. Open the journal. Order the first worker, which begins
+   with @init.
 4. Only now import the web server, beside that @init. Serve until SIGTERM, SIGINT or the end of
    the pool. Exit code 3: the first worker failed; 4: the pool could not be kept alive.
 
@@ -26,7 +27,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .config import CALLBACK_URL, Settings, describe, load_settings
 from .errors import ServiceError
@@ -40,6 +41,9 @@ from .processes import (
     require_platform,
 )
 from .role import may_serve
+
+if TYPE_CHECKING:
+    from .journal import Database
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FIRST_GENERATION = 1
@@ -105,7 +109,9 @@ def _serve(settings: Settings) -> None:
             stack.enter_context(control)
             # Set before the fork, these handlers would be the workers' as well.
             stack.enter_context(_leaving_on_signals())
-        # From here on the process may have threads. The first worker's @init runs meanwhile.
+        # From here on the process may have threads. The journal comes before the first worker: a
+        # second front on its folder is to end before it loads a model, too.
+        database = _open_journal(settings, stack)
         from .pool.launcher import Launcher  # noqa: PLC0415 - asyncio
 
         launcher = Launcher(pid, control, method, settings, not_ours)
@@ -116,7 +122,22 @@ def _serve(settings: Settings) -> None:
 
         from .front import serve  # noqa: PLC0415 - the same
 
-        uvloop.run(serve(settings, handlers, launcher))
+        uvloop.run(serve(settings, handlers, launcher, database))
+
+
+def _open_journal(settings: Settings, stack: ExitStack) -> Database:
+    from .journal import Database, StateFolder  # noqa: PLC0415 - asyncio, sqlite3
+
+    if settings.state_dir == ":memory:":
+        logger.warning(
+            "Tasks are kept in memory only (OGPU_STATE_DIR=:memory:): a restart of the service "
+            "loses them"
+        )
+        return Database(None)
+    folder = StateFolder(settings.state_dir)
+    stack.callback(folder.close)
+    logger.info("Tasks are kept in %s", folder.path)
+    return Database(folder)
 
 
 def _announce(settings: Settings, handlers: dict[str, Handler]) -> None:

@@ -1,8 +1,9 @@
 """A task and its life: the states, and which may follow which.
 
     accepted → queued → running → succeeded · failed · timed_out · cancelled
-                 ↑         │
-                 └─────────┘  the worker was lost before it took the task
+                 ↑ │       │
+                 │ └───────│──→ failed · cancelled · expired
+                 └─────────┘  the worker was lost before it took the task, or the front restarted
 
 Runs in the front. ``Journal`` alone calls ``Task.advance``, so that every transition is recorded
 and told to whoever must act on it.
@@ -10,8 +11,6 @@ and told to whoever must act on it.
 
 from __future__ import annotations
 
-import itertools
-import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -28,6 +27,7 @@ class TaskState(str, Enum):
     FAILED = "failed"
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
     @property
     def is_terminal(self) -> bool:
@@ -36,7 +36,9 @@ class TaskState(str, Enum):
 
 
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
-    TaskState.QUEUED: frozenset({TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED}),
+    TaskState.QUEUED: frozenset(
+        {TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
+    ),
     TaskState.RUNNING: frozenset(
         {
             TaskState.QUEUED,
@@ -50,34 +52,38 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     TaskState.FAILED: frozenset(),
     TaskState.TIMED_OUT: frozenset(),
     TaskState.CANCELLED: frozenset(),
+    TaskState.EXPIRED: frozenset(),
 }
 
 
-_PROCESS_ID = secrets.token_hex(12)
-_numbers = itertools.count(1)
-
-
-def _new_id() -> str:
-    """Return an id that no other task has, in this process or another."""
-    return f"task_{_PROCESS_ID}_{next(_numbers)}"
-
-
 class CallbackState(str, Enum):
-    """Where the delivery of a task's result is."""
+    """Where the delivery of a task's end is."""
 
-    NONE = "none"
+    NONE = "none"  # nobody is to be told
     PENDING = "pending"
     DELIVERED = "delivered"
     GIVEN_UP = "given_up"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Callback:
-    """The delivery of a task's result: how often it was tried, and what went wrong last."""
+    """The delivery of a task's end: how often it was tried, and what went wrong last."""
 
     state: CallbackState = CallbackState.NONE
     attempts: int = 0
     last_error: str | None = None
+
+
+NO_CALLBACK = Callback()
+PENDING_CALLBACK = Callback(CallbackState.PENDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running task says it is."""
+
+    fraction: float
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +96,34 @@ class WorkerReference:
     device: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a task ended: with a result, or with an error; and what it printed last."""
+
+    state: TaskState
+    result: bytes | None = None
+    error: TaskError | None = None
+    output: str | None = None
+
+
 class IllegalTransitionError(Exception):
     """Raised when a task is asked to go where its state does not lead: a defect of this package."""
 
 
 @dataclass(eq=False, slots=True)
 class Task:
-    """One accepted request. ``(function, address)`` names it; ``id`` tells runs apart."""
+    """One accepted request, named by ``(function, address)``; ``number`` and ``id`` are its own.
 
+    ``input`` is None where it is in the journal alone: of tasks that wait far back in the queue,
+    and of those that are over.
+    """
+
+    number: int
+    id: str
     function: str
     address: str
-    input: bytes
+    input: bytes | None
     timeout_s: float | None = None
-    id: str = field(default_factory=_new_id)
     state: TaskState = TaskState.QUEUED
     attempt: int = 1
     accepted_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
@@ -110,9 +131,11 @@ class Task:
     finished_at: datetime | None = None
     deadline: datetime | None = None
     worker: WorkerReference | None = None
+    progress: Progress | None = None
     result: bytes | None = None
     error: TaskError | None = None
-    callback: Callback = field(default_factory=Callback)
+    output: str | None = None
+    callback: Callback = NO_CALLBACK
 
     @property
     def key(self) -> tuple[str, str]:

@@ -21,13 +21,13 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic_core import from_json, to_json
 
 from .errors import WireError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 _LENGTHS = struct.Struct("!II")
 # A header holds names, numbers and at most a traceback that was cut to MAX_TEXT_CHARS.
@@ -90,11 +90,18 @@ class Gone:
 
 @dataclass(frozen=True)
 class Run:
-    """Run a task; the payload is its input. ``run`` numbers the attempt, so that answers match."""
+    """Run a task; the payload is its input. ``run`` numbers the order, so that answers match.
+
+    The deadline comes twice, or not at all: in seconds since 1970, as it is shown, and on the
+    monotonic clock, which is one for the whole machine, to count down by.
+    """
 
     run: int
     function: str
     task_address: str
+    attempt: int
+    deadline_at: float | None
+    deadline_s: float | None
 
 
 # --- worker → front
@@ -140,11 +147,19 @@ class Failed:
     traceback: str | None
 
 
-Message = Launch | Launched | LaunchFailed | Gone | Run | Ready | InitFailed | Done | Failed
-_TYPES: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (Launch, Launched, LaunchFailed, Gone, Run, Ready, InitFailed, Done, Failed)
-}
+@dataclass(frozen=True)
+class Progressed:
+    """A running task says how far it is: ``fraction`` is between 0 and 1."""
+
+    run: int
+    fraction: float
+    message: str | None
+
+
+Message = (
+    Launch | Launched | LaunchFailed | Gone | Run | Ready | InitFailed | Done | Failed | Progressed
+)
+_TYPES: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Message)}
 _FIELD_TYPES = {
     name: [list if get_origin(t) is list else t for t in get_type_hints(kind).values()]
     for name, kind in _TYPES.items()

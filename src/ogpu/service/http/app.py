@@ -7,45 +7,45 @@ Every handler has a documented route of its own; what answers there is the plain
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..config import SDK_VERSION, Settings
+from ..errors import JournalError
+from ..events import TaskEvents
 from ..handler import Handler
-from ..journal import MemoryJournal
+from ..journal import Journal
+from ..metrics import Metrics
 from ..pool.supervisor import Supervisor
-from .health import Health
-from .problem import Problem
+from . import schema
+from .auth import KeyCheck
+from .events import EventCalls
+from .health import PoolCalls
+from .problem import JOURNAL_UNAVAILABLE, Problem
 from .run import RunEndpoint, Waiters
-from .schema import Accepted, ProblemView, TaskView
-from .tasks import TaskReader
+from .tasks import TaskCalls, TaskFinder
 
-_RUN_RESPONSES: dict[int | str, dict[str, Any]] = {
-    202: {"description": "Accepted: the task will end in one terminal state", "model": Accepted},
-    404: {"description": "Unknown function", "model": ProblemView},
-    409: {"description": "The task is active with another input", "model": ProblemView},
-    413: {"description": "The body is larger than OGPU_MAX_BODY_BYTES", "model": ProblemView},
-    503: {"description": "Draining, or the queue is full; see Retry-After", "model": ProblemView},
-}
+if TYPE_CHECKING:
+    from ..outbox.outbox import Outbox
 
 
-_TASK_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The task", "model": TaskView[BaseModel]},
-    404: {"description": "Unknown task", "model": ProblemView},
-    409: {"description": "Several functions have a task of this address", "model": ProblemView},
-}
-_TEXT = {"type": "string"}
-_TASK_PARAMETERS: list[dict[str, Any]] = [
-    {"name": "task_address", "in": "path", "required": True, "schema": _TEXT},
-    {"name": "function", "in": "query", "required": False, "schema": _TEXT},
-]
+@dataclass(frozen=True)
+class Rooms:
+    """What the calls look at and act on."""
+
+    journal: Journal
+    supervisor: Supervisor
+    outbox: Outbox | None
+    events: TaskEvents
+    metrics: Metrics
+    waiters: Waiters
 
 
 class Application:
@@ -56,13 +56,23 @@ class Application:
     """
 
     def __init__(
-        self, app: FastAPI, endpoints: dict[str, RunEndpoint], unknown: RunEndpoint
+        self,
+        app: FastAPI,
+        endpoints: dict[str, RunEndpoint],
+        unknown: RunEndpoint,
+        key: KeyCheck | None,
     ) -> None:
         self.fastapi = app
         self._endpoints = endpoints
         self._unknown = unknown
+        self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._key is not None and scope["type"] == "http":
+            refusal = self._key.refusal(scope)
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
         if scope["type"] == "http" and scope["method"] == "POST":
             parts = scope["path"].split("/")
             if len(parts) == 4 and parts[1] == "run":
@@ -72,13 +82,7 @@ class Application:
         await self.fastapi(scope, receive, send)
 
 
-def create_app(
-    settings: Settings,
-    handlers: dict[str, Handler],
-    journal: MemoryJournal,
-    supervisor: Supervisor,
-    waiters: Waiters,
-) -> Application:
+def create_app(settings: Settings, handlers: dict[str, Handler], rooms: Rooms) -> Application:
     """Build the application."""
     app = FastAPIOffline(
         title="OpenGPU Service",
@@ -89,40 +93,78 @@ def create_app(
     def endpoint(handler: Handler | None) -> RunEndpoint:
         timeout_s = (handler.timeout_s if handler else None) or settings.task_timeout
         return RunEndpoint(
-            handler, timeout_s, settings.max_body_bytes, journal, supervisor, waiters
+            handler,
+            timeout_s,
+            settings.max_body_bytes,
+            rooms.journal,
+            rooms.supervisor,
+            rooms.waiters,
         )
 
     endpoints = {name: endpoint(handler) for name, handler in handlers.items()}
     for handler in handlers.values():
         _document_run(app, handler)
-    health, reader = Health(supervisor), TaskReader(journal)
-    _get(
-        app,
-        "/tasks/{task_address}",
-        reader.get,
-        "A task: its state, result or error",
-        responses=_TASK_RESPONSES,
-        parameters=_TASK_PARAMETERS,
-    )
-    _get(app, "/healthz", health.healthz, "Liveness: the event loop answers")
-    _get(
-        app,
-        "/readyz",
-        health.readyz,
-        "Readiness: a task would run now; 503 with a reason if not",
-        responses={503: {"description": "Starting, draining or broken", "model": ProblemView}},
-    )
-    _get(app, "/workers", health.workers, "The pool, slot by slot")
+    _add_calls(app, rooms)
     app.add_exception_handler(HTTPException, _as_problem)
-    return Application(app, endpoints, unknown=endpoint(None))
+    app.add_exception_handler(JournalError, _as_unavailable)
+    key = settings.api_key
+    schema.complete(app, needs_key=key is not None)
+    return Application(
+        app,
+        endpoints,
+        unknown=endpoint(None),
+        key=None if key is None else KeyCheck(key.get_secret_value()),
+    )
+
+
+def _add_calls(app: FastAPI, rooms: Rooms) -> None:
+    finder = TaskFinder(rooms.journal)
+    tasks = TaskCalls(finder, rooms.journal, rooms.supervisor, rooms.outbox)
+    events = EventCalls(finder, rooms.journal, rooms.supervisor, rooms.events)
+    pool = PoolCalls(rooms.supervisor, rooms.journal, rooms.metrics)
+    one = "/tasks/{task_address}"
+    _add(app, "GET", "/tasks", tasks.page, schema.PAGE)
+    _add(app, "GET", one, tasks.get, schema.TASK)
+    _add(app, "DELETE", one, tasks.cancel, schema.CANCELLED)
+    _add(app, "GET", f"{one}/events", events.watch, schema.EVENTS)
+    _add(app, "GET", f"{one}/logs", tasks.logs, schema.LOGS)
+    _add(app, "POST", f"{one}/callback", tasks.callback, schema.SENT_AGAIN, status=202)
+    _add(app, "GET", "/healthz", pool.healthz, {})
+    _add(app, "GET", "/readyz", pool.readyz, schema.READY)
+    _add(app, "GET", "/workers", pool.workers, schema.POOL)
+    _add(app, "POST", "/drain", pool.drain, schema.POOL)
+    _add(app, "POST", "/resume", pool.resume, schema.RESUMED)
+    _add(app, "GET", "/metrics", pool.metrics, schema.METRICS)
+
+
+def _add(
+    app: FastAPI,
+    method: str,
+    path: str,
+    call: Callable[..., Awaitable[Response]],
+    responses: schema.Responses,
+    *,
+    status: int = 200,
+) -> None:
+    app.add_api_route(
+        path,
+        call,
+        methods=[method],
+        status_code=status,
+        response_model=None,
+        responses=responses,
+        tags=["tasks" if path.startswith("/tasks") else "service"],
+    )
 
 
 def _document_run(app: FastAPI, handler: Handler) -> None:
-    async def described(task_address: str, data: object) -> None:
+    async def described(task_address: schema.Address, data: object) -> None:
         """See ``Application``, which takes these requests before FastAPI does."""
 
     described.__doc__ = handler.function.__doc__
     described.__annotations__["data"] = handler.input_model
+    described.__annotations__["task_address"] = schema.Address
+    parameters: dict[str, Any] = {"parameters": [schema.PREFER]}
     app.add_api_route(
         f"/run/{handler.name}/{{task_address}}",
         described,
@@ -130,34 +172,9 @@ def _document_run(app: FastAPI, handler: Handler) -> None:
         status_code=202,
         name=handler.name,
         operation_id=f"run_{handler.name}",
-        responses={
-            200: {
-                "description": "With `Prefer: wait=S`: the task, which ended within S seconds",
-                "model": TaskView[handler.output_model],  # type: ignore[name-defined]  # a value
-            },
-            **_RUN_RESPONSES,
-        },
+        responses=schema.run_responses(handler.output_model),
+        openapi_extra=parameters,
         tags=["run"],
-    )
-
-
-def _get(
-    app: FastAPI,
-    path: str,
-    call: Callable[[Request], Awaitable[Response]],
-    summary: str,
-    *,
-    responses: dict[int | str, dict[str, Any]] | None = None,
-    parameters: list[dict[str, Any]] | None = None,
-) -> None:
-    app.add_api_route(
-        path,
-        call,
-        methods=["GET"],
-        summary=summary,
-        tags=["service"],
-        responses=responses,
-        openapi_extra={"parameters": parameters} if parameters else None,
     )
 
 
@@ -170,3 +187,10 @@ async def _as_problem(_: Request, error: Exception) -> Response:
     )
     response.headers.update(error.headers or {})
     return response
+
+
+async def _as_unavailable(_: Request, error: Exception) -> Response:
+    detail = str(error)
+    return JOURNAL_UNAVAILABLE.response(
+        detail[:1].upper() + detail[1:] + "; try again later.", retry_after_s=1
+    )

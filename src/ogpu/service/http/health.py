@@ -1,18 +1,18 @@
-"""``/healthz``, ``/readyz`` and ``/workers``: answered from the event loop, with no worker asked.
+"""``/healthz``, ``/readyz``, ``/workers`` and ``/metrics``; ``/drain`` and ``/resume``.
 
-Runs in the front. Liveness says that the loop answers; readiness, that a task would run now.
+Runs in the front, and answers from the event loop, with no worker asked. Liveness says that the
+loop answers; readiness, that a task would be accepted and run now.
 """
 
 from __future__ import annotations
 
 from pydantic_core import to_json
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..journal import Journal
+from ..metrics import CONTENT_TYPE, Metrics
 from ..pool.supervisor import PoolState, Supervisor
-from .problem import NOT_READY
-
-RETRY_AFTER_S = 5
+from .problem import NOT_READY, STOPPING
 
 _REASONS = {
     PoolState.STARTING: "no worker has run @init yet",
@@ -22,35 +22,59 @@ _REASONS = {
 }
 
 
-class Health:
-    """The three calls that look at the pool."""
+class PoolCalls:
+    """The calls that look at the pool, and the two that steer it."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, journal: Journal, metrics: Metrics) -> None:
         self._supervisor = supervisor
+        self._journal = journal
+        self._metrics = metrics
 
-    async def healthz(self, _: Request) -> Response:
+    async def healthz(self) -> Response:
+        """Tell that the event loop answers."""
         return JSONResponse({"status": "alive"})
 
-    async def readyz(self, _: Request) -> Response:
-        pool = self._supervisor
-        if pool.state is PoolState.READY and pool.ready_workers:
+    async def readyz(self) -> Response:
+        """Tell whether a task would be accepted and run now; if not, 503 and the reason."""
+        pool, trouble = self._supervisor, self._journal.trouble
+        if pool.state is PoolState.READY and pool.ready_workers and trouble is None:
             return JSONResponse(
                 {"status": "ready", "reason": None, "ready_workers": pool.ready_workers}
             )
-        reason = PoolState.STARTING if pool.state is PoolState.READY else pool.state
+        if trouble is not None:
+            reason, detail = PoolState.BROKEN, trouble
+        else:
+            reason = PoolState.STARTING if pool.state is PoolState.READY else pool.state
+            detail = _REASONS[pool.state]
         return NOT_READY.response(
-            _REASONS[pool.state].capitalize() + ".",
-            retry_after_s=RETRY_AFTER_S,
+            detail[:1].upper() + detail[1:] + ".",
+            retry_after_s=pool.retry_after_s,
             reason=reason.value,
             ready_workers=pool.ready_workers,
         )
 
-    async def workers(self, _: Request) -> Response:
+    async def workers(self) -> Response:
+        """Return the pool, slot by slot."""
         pool = self._supervisor
         body = {
             "workers": [slot.describe() for slot in pool.slots],
-            "queue_depth": len(pool.queue),
+            "queue_depth": pool.queue_depth,
             "accepting": pool.accepting,
             "state": pool.state.value,
         }
         return Response(to_json(body), media_type="application/json")
+
+    async def drain(self) -> Response:
+        """Accept nothing more (503 and Retry-After), until /resume; what was accepted goes on."""
+        self._supervisor.pause()
+        return await self.workers()
+
+    async def resume(self) -> Response:
+        """Accept tasks again."""
+        if not self._supervisor.resume():
+            return STOPPING.response("The service is about to end; it cannot be resumed.")
+        return await self.workers()
+
+    async def metrics(self) -> Response:
+        """Return the figures of the front, as Prometheus reads them."""
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE)

@@ -6,8 +6,10 @@ of this together.
 1. Read the body, no more than OGPU_MAX_BODY_BYTES of it.
 2. Check the address, and the body with the input model; the bytes go on, the object is dropped.
 3. The same task is active already: join it.
-4. Otherwise refuse what cannot be kept (not accepting, queue full), or record it and queue it.
-5. Answer 202; or with ``Prefer: wait=S``, 200 and the task if it ends within S seconds.
+4. Otherwise refuse what cannot be kept (not accepting, queue full, no disk), or record and queue
+   it.
+5. With ``Prefer: wait=S`` answer 200 and the task if it ends within S seconds, on disk or not: the
+   client has it. Else 202, when its row is on the disk.
 """
 
 from __future__ import annotations
@@ -22,15 +24,16 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from ..errors import JournalError
 from ..handler import Handler
-from ..journal import MemoryJournal
+from ..journal import Journal
 from ..logger import logger
 from ..pool.supervisor import Supervisor
 from ..task import Task
-from .health import RETRY_AFTER_S
 from .problem import (
     BODY_TOO_LARGE,
     INPUT_CONFLICT,
+    JOURNAL_UNAVAILABLE,
     NOT_ACCEPTING,
     QUEUE_FULL,
     UNKNOWN_FUNCTION,
@@ -41,6 +44,8 @@ from .tasks import task_json
 _ADDRESS = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PREFER_WAIT = re.compile(rb'(?:^|[,;\s])wait\s*=\s*"?(\d{1,9})"?', re.IGNORECASE)
 SLOW_VALIDATION_S = 0.1
+
+Answer = Response | tuple[int, bytes]
 
 
 class _DisconnectedError(Exception):
@@ -55,12 +60,16 @@ class Waiters:
     """Requests that wait for the end of a task (a listener of the journal)."""
 
     def __init__(self) -> None:
-        self._futures: dict[str, list[asyncio.Future[None]]] = {}
+        self._futures: dict[int, list[asyncio.Future[None]]] = {}
 
     def on_transition(self, task: Task) -> None:
         if task.state.is_terminal:
-            for future in self._futures.pop(task.id, ()):
-                _wake(future)
+            self.wake(task)
+
+    def wake(self, task: Task) -> None:
+        """Let the requests go on that wait for a task."""
+        for future in self._futures.pop(task.number, ()):
+            _wake(future)
 
     def release(self) -> None:
         """Let every request go on now: the service ends before their tasks do."""
@@ -74,7 +83,7 @@ class Waiters:
             return task.state.is_terminal
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        futures = self._futures.setdefault(task.id, [])
+        futures = self._futures.setdefault(task.number, [])
         futures.append(future)
         timer = loop.call_later(timeout_s, _wake, future)
         try:
@@ -83,7 +92,7 @@ class Waiters:
             timer.cancel()
             futures.remove(future)
             if not futures:
-                self._futures.pop(task.id, None)
+                self._futures.pop(task.number, None)
         return task.state.is_terminal
 
 
@@ -100,7 +109,7 @@ class RunEndpoint:
         handler: Handler | None,
         timeout_s: float | None,
         max_body_bytes: int,
-        journal: MemoryJournal,
+        journal: Journal,
         supervisor: Supervisor,
         waiters: Waiters,
     ) -> None:
@@ -131,7 +140,7 @@ class RunEndpoint:
         await send(start)
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response | tuple[int, bytes]:
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         _, _, function, address = scope["path"].rsplit("/", 3)
         handler = self._handler
         if handler is None:
@@ -147,44 +156,71 @@ class RunEndpoint:
         refusal = _check_address(address) or _check_input(handler, body)
         if refusal is not None:
             return refusal
+        try:
+            return await self._take(handler, address, body, _preferred_wait_s(scope))
+        except JournalError as error:
+            return self._unavailable(str(error))
+
+    async def _take(self, handler: Handler, address: str, body: bytes, wait_s: float) -> Answer:
         task = await self._accept(handler, address, body)
         if isinstance(task, Response):
             return task
-        wait_s = _preferred_wait_s(scope)
         if wait_s and await self._waiters.wait(task, wait_s):
             return 200, task_json(task)
+        await self._journal.stored(task)
         return 202, b'{"task_address":"%b","status":"accepted"}' % address.encode()
 
     async def _accept(self, handler: Handler, address: str, body: bytes) -> Task | Response:
         """Join the active task of that name, or record and queue a new one."""
-        task = self._journal.find(handler.name, address)
+        name = handler.name
+        task = self._journal.find_active(name, address)
+        if task is None and self._journal.may_be_undelivered(name, address):
+            found = await self._journal.find(address, name)
+            # While the disk was asked, another request may have begun a new task of that name.
+            task = self._journal.find_active(name, address) or next(iter(found), None)
         if task is not None and task.is_active:
-            if _same_input(handler, task.input, body):
-                return task
-            return INPUT_CONFLICT.response(
-                f"`{address}` is {task.state.value} with another input; use another address, or "
-                "wait for its end."
-            )
+            return await self._join(handler, task, body)
         refusal = self._check_capacity()
         if refusal is not None:
             return refusal
-        task = Task(handler.name, address, body, self._timeout_s)
-        await self._journal.accept(task)
+        task = self._journal.accept(name, address, body, self._timeout_s)
         self._supervisor.submit(task)
         return task
 
+    async def _join(self, handler: Handler, task: Task, body: bytes) -> Task | Response:
+        known = task.input
+        if known is None:
+            known = (await self._journal.inputs([task.number], 0)).get(task.number)
+        if known is not None and _same_input(handler, known, body):
+            return task
+        state = task.state.value
+        if task.state.is_terminal:
+            state += ", and its callback is not delivered yet,"
+        return INPUT_CONFLICT.response(
+            f"`{task.address}` is {state} with another input; use another address, or wait for its "
+            "end."
+        )
+
     def _check_capacity(self) -> Response | None:
+        if self._journal.trouble is not None:
+            return self._unavailable(self._journal.trouble)
         if not self._supervisor.accepting:
             return NOT_ACCEPTING.response(
                 f"The service is {self._supervisor.state.value}; try again later, or elsewhere.",
-                retry_after_s=RETRY_AFTER_S,
+                retry_after_s=self._supervisor.retry_after_s,
             )
         if self._supervisor.queue_is_full:
             return QUEUE_FULL.response(
                 "As many tasks are waiting as OGPU_QUEUE_SIZE allows; try again later.",
-                retry_after_s=RETRY_AFTER_S,
+                retry_after_s=self._supervisor.retry_after_s,
             )
         return None
+
+    def _unavailable(self, why: str) -> Response:
+        return JOURNAL_UNAVAILABLE.response(
+            f"The task was not accepted: {why}. Try again later, or elsewhere.",
+            retry_after_s=self._supervisor.retry_after_s,
+        )
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -1,21 +1,36 @@
-"""A task as JSON, and ``GET /tasks/{task_address}``. Runs in the front."""
+"""A task as JSON, and the calls about tasks: get, list, cancel, logs, callback again.
+
+Runs in the front. FastAPI reads the parameters and their documentation off the signatures.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from fastapi import Query
 from pydantic_core import to_json
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
-from ..journal import MemoryJournal
-from ..task import Task
-from .problem import AMBIGUOUS_TASK, UNKNOWN_TASK
+from ..journal import Journal
+from ..pool.supervisor import Supervisor
+from ..task import Task, TaskState
+from .problem import ALREADY_ENDED, AMBIGUOUS_TASK, NO_RECEIVER, NOT_ENDED, UNKNOWN_TASK
+
+if TYPE_CHECKING:
+    from ..outbox.outbox import Outbox
+
+MAX_PAGE = 1000
+# A page with more than this in it ends early; `next_cursor` leads to the rest.
+_MOST_PAGE_BYTES = 8 * 1024 * 1024
+
+FunctionQuery = Annotated[
+    str | None, Query(description="which task, where several functions have one of this address")
+]
 
 
 def describe(task: Task) -> dict[str, Any]:
     """Return everything about a task but its result."""
-    worker, error, callback = task.worker, task.error, task.callback
+    worker, error, callback, progress = task.worker, task.error, task.callback, task.progress
     return {
         "task_address": task.address,
         "function": task.function,
@@ -32,7 +47,7 @@ def describe(task: Task) -> dict[str, Any]:
             "pid": worker.pid,
             "device": worker.device,
         },
-        "progress": None,
+        "progress": progress and {"fraction": progress.fraction, "message": progress.message},
         "error": error and {**vars(error), "reason": error.reason.value},
         "callback": {
             "state": callback.state.value,
@@ -48,20 +63,20 @@ def task_json(task: Task) -> bytes:
     return b'%b,"result":%b}' % (head[:-1], task.result or b"null")
 
 
-class TaskReader:
-    """``GET /tasks/{task_address}``, with ``?function=`` where one address serves several."""
+def task_response(task: Task, status: int = 200) -> Response:
+    """Answer with a task."""
+    return Response(task_json(task), status, media_type="application/json")
 
-    def __init__(self, journal: MemoryJournal) -> None:
+
+class TaskFinder:
+    """Finds the one task that a call means."""
+
+    def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
-    async def get(self, request: Request) -> Response:
-        address = request.path_params["task_address"]
-        function = request.query_params.get("function")
-        found = [
-            task
-            for task in self._journal.find_all(address)
-            if function is None or task.function == function
-        ]
+    async def find(self, address: str, function: str | None) -> Task | Response:
+        """Return the task, or the answer where there is none, or more than one."""
+        found = await self._journal.find(address, function)
         if not found:
             return UNKNOWN_TASK.response(
                 f"No task `{address}` is known here; it may be too old, or was never accepted."
@@ -69,4 +84,81 @@ class TaskReader:
         if len(found) > 1:
             names = ", ".join(sorted(task.function for task in found))
             return AMBIGUOUS_TASK.response(f"Add ?function= with one of: {names}.")
-        return Response(task_json(found[0]), media_type="application/json")
+        return found[0]
+
+
+class TaskCalls:
+    """The calls below ``/tasks``, but for the events."""
+
+    def __init__(
+        self,
+        finder: TaskFinder,
+        journal: Journal,
+        supervisor: Supervisor,
+        outbox: Outbox | None,
+    ) -> None:
+        self._finder = finder
+        self._journal = journal
+        self._supervisor = supervisor
+        self._outbox = outbox
+
+    async def get(self, task_address: str, function: FunctionQuery = None) -> Response:
+        """Return the task: its state, and its result or its error."""
+        task = await self._finder.find(task_address, function)
+        return task if isinstance(task, Response) else task_response(task)
+
+    async def page(
+        self,
+        state: TaskState | None = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+        cursor: Annotated[
+            str | None,
+            Query(pattern="^[0-9]{1,18}$", description="`next_cursor` of the page before"),
+        ] = None,
+    ) -> Response:
+        """Return tasks, newest first; a large page ends early, and `next_cursor` leads on."""
+        tasks, has_more = await self._journal.page(
+            state, None if cursor is None else int(cursor), limit, _MOST_PAGE_BYTES
+        )
+        next_cursor = b'"%d"' % tasks[-1].number if has_more else b"null"
+        listed = b",".join(map(task_json, tasks))
+        body = b'{"tasks":[%b],"next_cursor":%b}' % (listed, next_cursor)
+        return Response(body, media_type="application/json")
+
+    async def cancel(self, task_address: str, function: FunctionQuery = None) -> Response:
+        """End a task: a queued one is dropped, a running one's worker is killed."""
+        task = await self._finder.find(task_address, function)
+        if isinstance(task, Response):
+            return task
+        if task.state.is_terminal:
+            return ALREADY_ENDED.response(
+                f"`{task_address}` is {task.state.value}; there is nothing left to cancel."
+            )
+        self._supervisor.cancel(task)
+        await self._journal.stored(task)
+        return task_response(task)
+
+    async def logs(self, task_address: str, function: FunctionQuery = None) -> Response:
+        """Return the last lines that the task has printed, as plain text."""
+        task = await self._finder.find(task_address, function)
+        if isinstance(task, Response):
+            return task
+        return PlainTextResponse(self._supervisor.output_of(task) or "")
+
+    async def callback(self, task_address: str, function: FunctionQuery = None) -> Response:
+        """Send the callback of a task that has ended once more, whatever came of it before."""
+        task = await self._finder.find(task_address, function)
+        if isinstance(task, Response):
+            return task
+        if not task.state.is_terminal:
+            return NOT_ENDED.response(
+                f"`{task_address}` is {task.state.value}; its callback follows its end."
+            )
+        if self._outbox is None or not self._journal.can_deliver(task):
+            return NO_RECEIVER.response(
+                "Results go to CALLBACK_URL, and failures to OGPU_FAILURE_CALLBACK_URL; the one "
+                "that this task needs is not set."
+            )
+        self._outbox.send_again(task)
+        (sent,) = await self._journal.find(task_address, task.function)
+        return task_response(sent, 202)

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from .. import wire
 from ..errors import FailureReason, TaskError, WireError
-from ..journal import Outcome
-from ..task import Task, TaskState
+from ..task import Outcome, Task, TaskState
 
 
 def succeeded(result: bytes) -> Outcome:
@@ -44,7 +43,24 @@ def timed_out(task: Task, output: str | None) -> Outcome:
     message = f"`{task.function}` timed out after {task.timeout_s:g} s; its worker was killed"
     killed_by = int(signal.SIGKILL)
     error = TaskError(FailureReason.TIMED_OUT, message, signal=killed_by, output=output)
-    return Outcome(TaskState.TIMED_OUT, error=error)
+    return Outcome(TaskState.TIMED_OUT, error=error, output=output)
+
+
+def cancelled(task: Task, output: str | None) -> Outcome:
+    """Return the end of a task that somebody has cancelled; if it ran, its worker is killed."""
+    if task.worker is None:
+        message = f"`{task.function}` was cancelled before it ran"
+        return Outcome(TaskState.CANCELLED, error=TaskError(FailureReason.CANCELLED, message))
+    message = f"`{task.function}` was cancelled while it ran; its worker was killed"
+    killed_by = int(signal.SIGKILL)
+    error = TaskError(FailureReason.CANCELLED, message, signal=killed_by, output=output)
+    return Outcome(TaskState.CANCELLED, error=error, output=output)
+
+
+def expired(task: Task, timeout_s: float) -> Outcome:
+    """Return the end of a task that has waited for a worker for too long."""
+    message = f"`{task.function}` waited for more than {timeout_s:g} s (OGPU_QUEUE_TIMEOUT)"
+    return Outcome(TaskState.EXPIRED, error=TaskError(FailureReason.EXPIRED, message))
 
 
 def worker_died(
@@ -61,20 +77,23 @@ def worker_died(
         exit_code=gone.exit_code,
         output=output,
     )
-    return Outcome(TaskState.FAILED, error=error)
+    return Outcome(TaskState.FAILED, error=error, output=output)
 
 
 def interrupted(task: Task, gone: wire.Gone) -> Outcome:
     """Return the end of a task that no worker lived to take, several times in a row."""
-    message = f"{task.attempt} workers ended before they took it; the last one {describe_end(gone)}"
+    message = (
+        f"attempt {task.attempt}, the last one that OGPU_MAX_ATTEMPTS allows, was interrupted: the "
+        f"worker {describe_end(gone)} before it took the task"
+    )
     error = TaskError(FailureReason.INTERRUPTED, message, None, None, gone.signal, gone.exit_code)
     return Outcome(TaskState.FAILED, error=error)
 
 
 def with_output(outcome: Outcome, output: str | None) -> Outcome:
-    """Add the last lines of output to a failure."""
-    assert outcome.error is not None
-    return replace(outcome, error=replace(outcome.error, output=output))
+    """Add the last lines of output."""
+    error = outcome.error and replace(outcome.error, output=output)
+    return replace(outcome, error=error, output=output)
 
 
 def describe_end(gone: wire.Gone) -> str:

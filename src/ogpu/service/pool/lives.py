@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Protocol
 
 from .. import wire
@@ -22,7 +23,9 @@ from ..backoff import Backoff
 from ..config import Settings
 from ..errors import FirstInitError, PoolBrokenError, WireError
 from ..logger import logger
+from ..metrics import Metrics
 from .background import Background
+from .estimate import Estimate
 from .evidence import describe_end
 from .launcher import Launcher
 from .process import WorkerEvents, WorkerProcess
@@ -55,7 +58,13 @@ class Lives:
     """Fills the slots, and fills them again."""
 
     def __init__(
-        self, settings: Settings, functions: set[str], launcher: Launcher, events: LifeEvents
+        self,
+        settings: Settings,
+        functions: set[str],
+        launcher: Launcher,
+        events: LifeEvents,
+        background: Background,
+        meters: tuple[Metrics, Estimate],
     ) -> None:
         self.slots = [Slot(index) for index in range(settings.slots)]
         self.first_ready = asyncio.Event()
@@ -64,9 +73,9 @@ class Lives:
         self._launcher = launcher
         self._events = events
         self._loop = asyncio.get_running_loop()
-        self._background = Background(self._on_defect)
-        # Calls a callback of the event loop; a defect in it ends the service, in words.
-        self.guard = self._background.guard
+        self._background = background
+        self.guard = background.guard
+        self._metrics, self._estimate = meters
         self._all_gone = asyncio.Event()
         self._stopping = False
 
@@ -104,7 +113,6 @@ class Lives:
         for slot in self.slots:
             if slot.process is not None:
                 await slot.process.bury()
-        await self._background.cancel()
 
     # --- beginnings
 
@@ -147,6 +155,10 @@ class Lives:
             self.init_has_failed(slot, wire.InitFailed("ImportError", why, why))
             return
         logger.info("Worker %d is ready (init took %.2f s)", slot.index, ready.init_s)
+        self._metrics.on_init(ready.init_s)
+        if slot.started_at is not None:
+            took = datetime.now(timezone.utc) - slot.started_at
+            self._estimate.note_init(took.total_seconds())
         slot.move(SlotState.READY)
         if not self.first_ready.is_set():
             self.first_ready.set()
@@ -220,7 +232,8 @@ class Lives:
             how = describe_end(gone)
             logger.warning("Worker %d (pid %d) %s", slot.index, process.pid, how)
         had_entered = slot.task is not None and not process.orders_unread
-        useful = slot.tasks_done > 0 or had_entered or reason is ExitReason.TIMED_OUT
+        cut_short = reason in (ExitReason.TIMED_OUT, ExitReason.CANCELLED)
+        useful = slot.tasks_done > 0 or had_entered or cut_short
         self._events.on_lost(slot, process, gone)
         self._refill(slot, useful=useful)
         self._note_gone()
@@ -228,6 +241,7 @@ class Lives:
     def _refill(self, slot: Slot, *, useful: bool) -> None:
         if self._stopping:
             return
+        self._metrics.on_restart((slot.exit_reason or ExitReason.DIED).value)
         if not self.first_ready.is_set():
             how = slot.last_exit.reason if slot.last_exit else ExitReason.DIED
             why = "its @init failed" if how is ExitReason.INIT_FAILED else "it died"
@@ -249,7 +263,8 @@ class Lives:
         why = "the template process is gone, and its workers with it"
         self._events.on_fatal(PoolBrokenError(why))
 
-    def _on_defect(self, error: BaseException) -> None:
+    def on_defect(self, error: BaseException) -> None:
+        """End the service: something is wrong with this package itself."""
         self._events.on_fatal(PoolBrokenError(f"the pool has a defect: {error!r}"))
 
     def _note_gone(self) -> None:

@@ -11,9 +11,13 @@ import asyncio
 import logging
 import os
 from collections import deque
+from collections.abc import Callable
 
 from .. import wire
 from ..logger import logger
+from ..task import Task
+
+OnLine = Callable[[Task, str], None]
 
 _READ_BYTES = 64 * 1024
 MAX_LINE_BYTES = 128 * 1024  # a longer line comes out in pieces
@@ -25,23 +29,24 @@ KEPT_LINES = 50
 class WorkerOutput:
     """Reads one worker's output pipe; owns the descriptor."""
 
-    def __init__(self, output_fd: int, slot: int) -> None:
+    def __init__(self, output_fd: int, slot: int, on_line: OnLine) -> None:
         self._fd = output_fd
         self._slot = slot
+        self._on_line = on_line
         self._partial = b""
         self._kept: deque[str] = deque(maxlen=KEPT_LINES)
         self._window_started_s = 0.0
         self._window_lines = 0
         self._dropped_lines = 0
         self._loop = asyncio.get_running_loop()
-        self.task_address: str | None = None
+        self._task: Task | None = None
         os.set_blocking(output_fd, False)
         self._loop.add_reader(output_fd, self._read_once)
 
-    def begin_task(self, address: str) -> None:
+    def begin_task(self, task: Task) -> None:
         """Attribute what comes from now on to a task."""
         self._kept.clear()
-        self.task_address = address
+        self._task = task
 
     def end_task(self, *, read_first: bool) -> None:
         """Let what comes from now on be nobody's.
@@ -51,7 +56,7 @@ class WorkerOutput:
         """
         if read_first:
             self.drain()
-        self.task_address = None
+        self._task = None
 
     def tail(self) -> str | None:
         """Return the last lines since the task began."""
@@ -100,10 +105,13 @@ class WorkerOutput:
         level, message = wire.decode_log(text) or (logging.INFO, text)
         for part in message.splitlines() or [""]:
             self._kept.append(part[:MAX_KEPT_LINE_CHARS])
+            if self._task is not None:
+                self._on_line(self._task, part[:MAX_KEPT_LINE_CHARS])
         self._log(level, message)
 
     def _log(self, level: int, message: str) -> None:
-        place = {"slot": self._slot, "task_address": self.task_address}
+        address = None if self._task is None else self._task.address
+        place = {"slot": self._slot, "task_address": address}
         logger.log(level, "%s", message, extra=place)
 
     def _may_log(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from .. import wire
 from ..errors import WireError
-from ..task import WorkerReference
+from ..task import Task, WorkerReference
 from .output import WorkerOutput
 
 
@@ -23,6 +23,9 @@ class WorkerEvents(Protocol):
 
     def on_message(self, process: WorkerProcess, message: wire.Message, payload: bytes) -> None:
         """Take a message from the worker."""
+
+    def on_line(self, task: Task, line: str) -> None:
+        """Take a line that the worker printed while it ran the task."""
 
     def on_channel_error(self, process: WorkerProcess, error: WireError) -> None:
         """Take notice that the worker does not speak the protocol any more."""
@@ -49,7 +52,7 @@ class WorkerProcess(asyncio.Protocol):
         self.pid = launched.pid
         self.slot = launched.slot
         self.reference = WorkerReference(launched.slot, launched.generation, launched.pid)
-        self.output = WorkerOutput(output_fd, launched.slot)
+        self.output = WorkerOutput(output_fd, launched.slot, events.on_line)
         # True when the worker's end was closed with orders in it that nobody had read.
         self.orders_unread = False
         self._channel_fd = channel_fd

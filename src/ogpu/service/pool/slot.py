@@ -40,6 +40,7 @@ class ExitReason(str, Enum):
     """Why a worker ended."""
 
     TIMED_OUT = "timed_out"  # killed: its task passed the deadline
+    CANCELLED = "cancelled"  # killed: its task was cancelled
     INIT_FAILED = "init_failed"
     DIED = "died"  # by itself: a signal, an exit, an out-of-memory kill
     BROKEN_CHANNEL = "broken_channel"  # killed: it closed its channel, or wrote garbage to it

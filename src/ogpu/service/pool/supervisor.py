@@ -4,19 +4,20 @@ Runs in the front, on its event loop, and owns the queue and the slots; nothing 
 The lives of the workers themselves are in ``lives.py``.
 
 1. A task waits in one FIFO queue until a slot is ready; then it goes to that slot's worker, and
-   its clock starts. One task a worker at a time.
+   its clock starts. One task a worker at a time. One that waits too long expires.
 2. The worker answers: the slot takes the next task first, then the answer is recorded.
-3. The deadline passes: the task's end is recorded, the worker is killed.
+3. The deadline passes, or somebody cancels: the task's end is recorded, the worker is killed.
 4. A worker ends by itself: its task fails with what is known (signal, exit code, last output).
    Had it not read the order yet, the task is queued again, first in line: it is innocent. The
-   third worker lost in this way is one too many: there is something about that input.
+   last worker that OGPU_MAX_ATTEMPTS allows is one too many: there is something about that input.
+5. The front stops: what runs has a moment to end; then it is killed, and queued for the next start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timezone
 from enum import Enum
@@ -24,10 +25,16 @@ from enum import Enum
 from .. import wire
 from ..config import Settings
 from ..errors import WireError
-from ..journal import MemoryJournal, Outcome
+from ..events import TaskEvents
+from ..journal import Journal
 from ..logger import logger
-from ..task import Task
+from ..metrics import Metrics
+from ..task import Outcome, Progress, Task
+from .background import Background
+from .estimate import Estimate
 from .evidence import (
+    cancelled,
+    expired,
     failed_in_worker,
     interrupted,
     succeeded,
@@ -38,9 +45,8 @@ from .evidence import (
 from .launcher import Launcher
 from .lives import Lives
 from .process import WorkerProcess
+from .queue import TaskQueue
 from .slot import ExitReason, Slot, SlotState
-
-MAX_ATTEMPTS = 3
 
 
 class PoolState(str, Enum):
@@ -52,6 +58,14 @@ class PoolState(str, Enum):
     BROKEN = "broken"
 
 
+class Admission(Enum):
+    """Whether new tasks are welcome."""
+
+    OPEN = "open"
+    PAUSED = "paused"  # POST /drain: what was accepted goes on; POST /resume opens again
+    CLOSED = "closed"  # the service stops
+
+
 class Supervisor:
     """Owns the queue and the slots. ``on_fatal`` is called when nothing can go on."""
 
@@ -59,27 +73,55 @@ class Supervisor:
         self,
         settings: Settings,
         functions: set[str],
-        journal: MemoryJournal,
+        journal: Journal,
         launcher: Launcher,
+        reporters: tuple[TaskEvents, Metrics],
         on_fatal: Callable[[Exception], None],
     ) -> None:
-        self.state = PoolState.STARTING
-        self.queue: deque[Task] = deque()
-        self._lives = Lives(settings, functions, launcher, self)
-        self.guard = self._lives.guard
+        self._events, metrics = reporters
+        self._estimate = Estimate()
+        self._background = Background(self._on_defect)
+        # Calls a callback of the event loop; a defect in it ends the service, in words.
+        self.guard = self._background.guard
+        self._lives = Lives(
+            settings, functions, launcher, self, self._background, (metrics, self._estimate)
+        )
         self.slots = self._lives.slots
+        self.queue = TaskQueue(
+            journal, self._background, settings.queue_timeout, self._on_expired, self._dispatch
+        )
         self._queue_size = settings.queue_size
+        self._queue_timeout_s = settings.queue_timeout
+        self._max_attempts = settings.max_attempts
         self._journal = journal
         self._on_fatal = on_fatal
+        self._admission = Admission.OPEN
+        self._is_broken = False
         self._runs = 0
         self._idle = asyncio.Event()
+        journal.on_stored(self.queue.on_stored)
+        journal.on_withdrawn(self._on_withdrawn)
 
     # --- what the rest of the front asks
+
+    @property
+    def state(self) -> PoolState:
+        """What the pool is doing."""
+        if self._is_broken:
+            return PoolState.BROKEN
+        if self._admission is not Admission.OPEN:
+            return PoolState.DRAINING
+        return PoolState.READY if self.first_ready.is_set() else PoolState.STARTING
 
     @property
     def first_ready(self) -> asyncio.Event:
         """Set when a worker has been ready for the first time."""
         return self._lives.first_ready
+
+    @property
+    def queue_depth(self) -> int:
+        """How many tasks wait for a worker."""
+        return len(self.queue)
 
     @property
     def queue_is_full(self) -> bool:
@@ -94,21 +136,64 @@ class Supervisor:
     @property
     def accepting(self) -> bool:
         """True when new tasks are welcome."""
-        return self.state in (PoolState.STARTING, PoolState.READY)
+        return self._admission is Admission.OPEN and not self._is_broken
+
+    @property
+    def retry_after_s(self) -> int:
+        """In how many seconds the pool is expected to have worked off its queue."""
+        return self._estimate.retry_after_s(
+            waiting=len(self.queue), slots=len(self.slots), ready=self.ready_workers
+        )
+
+    def count_workers(self) -> dict[str, int]:
+        """Return how many slots are in each state."""
+        counts = Counter(slot.state.value for slot in self.slots)
+        return {state.value: counts[state.value] for state in SlotState}
+
+    def output_of(self, task: Task) -> str | None:
+        """Return the last lines that a task has printed until now."""
+        slot = self._slot_of(task)
+        if slot is None or slot.process is None:
+            return task.output
+        slot.process.output.drain()
+        return slot.process.output.tail()
+
+    # --- what the rest of the front wants
 
     def begin(self) -> None:
         """Begin to fill the slots."""
         self._lives.begin()
 
-    def submit(self, task: Task) -> None:
-        """Queue an accepted task; it runs when its turn comes."""
-        self.queue.append(task)
+    def submit(self, task: Task, *, waited_s: float = 0.0) -> None:
+        """Queue a task; it runs when its turn comes."""
+        self.queue.append(task, waited_s=waited_s)
         self.guard(self._dispatch)
 
+    def cancel(self, task: Task) -> None:
+        """End a task that has not ended: take it out of the queue, or kill its worker."""
+        slot = self._slot_of(task)
+        if slot is None:
+            self.queue.remove(task)
+            self._journal.finish(task, cancelled(task, None))
+        else:
+            self._cut_short(slot, task, cancelled, ExitReason.CANCELLED)
+
+    def pause(self) -> None:
+        """Accept nothing more, until ``resume``; what was accepted goes on."""
+        if self._admission is Admission.OPEN:
+            self._admission = Admission.PAUSED
+            logger.info("Draining: nothing more is accepted until POST /resume")
+
+    def resume(self) -> bool:
+        """Accept tasks again; return False where the service is about to stop."""
+        if self._admission is Admission.PAUSED:
+            self._admission = Admission.OPEN
+            logger.info("Accepting tasks again")
+        return self._admission is Admission.OPEN
+
     async def drain(self, timeout_s: float) -> bool:
-        """Accept nothing more and let tasks end; return whether they all did in time."""
-        if self.state is not PoolState.BROKEN:
-            self.state = PoolState.DRAINING
+        """Accept nothing more for good and let tasks end; return whether they did in time."""
+        self._admission = Admission.CLOSED
         self._note_idle()
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
@@ -118,37 +203,47 @@ class Supervisor:
 
     async def stop(self, timeout_s: float) -> None:
         """End every worker and the template. Tasks that run are cut short, and queued again."""
-        if self.state is not PoolState.BROKEN:
-            self.state = PoolState.DRAINING
+        self._admission = Admission.CLOSED
+        self.queue.close()
         await self._lives.stop(timeout_s)
+        for slot in self.slots:  # those whose death the template could not tell any more
+            task = self._take_back(slot)
+            if task is not None:
+                self._journal.requeue(task)
+        await self._background.cancel()
 
     # --- giving out work
 
     def _dispatch(self) -> None:
-        if self.state is PoolState.DRAINING and self._journal.durable:
+        if self._admission is Admission.CLOSED and self._journal.durable:
             return  # what waits is safe, and the next start runs it
-        while self.queue:
-            for slot in self.slots:
-                if slot.state is SlotState.READY:
-                    self._give(slot, self.queue.popleft())
-                    break
-            else:
-                return
+        for slot in self.slots:
+            if slot.state is SlotState.READY:
+                task = self.queue.pop()
+                if task is None:
+                    return
+                self._give(slot, task)
 
     def _give(self, slot: Slot, task: Task) -> None:
         process = slot.process
         assert process is not None
+        assert task.input is not None
         slot.move(SlotState.BUSY)
         slot.task = task
         self._runs += 1
         slot.run = self._runs
-        process.output.begin_task(task.address)
+        process.output.begin_task(task)
         started_at = datetime.now(timezone.utc)
+        deadline_at = deadline_s = None
         if task.timeout_s is not None:
-            slot.deadline_s = time.monotonic() + task.timeout_s
+            deadline_at = started_at.timestamp() + task.timeout_s
+            deadline_s = slot.deadline_s = time.monotonic() + task.timeout_s
             self._set_timer(slot, task.timeout_s)
         # The clocks were read before the worker can begin; what is recorded may come after.
-        process.send(wire.Run(slot.run, task.function, task.address), task.input)
+        order = wire.Run(
+            slot.run, task.function, task.address, task.attempt, deadline_at, deadline_s
+        )
+        process.send(order, task.input)
         self._journal.start(task, process.reference, started_at)
 
     def _set_timer(self, slot: Slot, delay_s: float) -> None:
@@ -159,13 +254,22 @@ class Supervisor:
         if remaining_s > 0:  # the loop's clock stands still during a step, so its timers are early
             self._set_timer(slot, remaining_s)
             return
-        process = slot.process
-        assert process is not None
-        process.output.drain()
-        task = self._take_back(slot)
-        assert task is not None
-        self._journal.finish(task, timed_out(task, process.output.tail()))
-        self._lives.end_worker(slot, ExitReason.TIMED_OUT)
+        assert slot.task is not None
+        self._cut_short(slot, slot.task, timed_out, ExitReason.TIMED_OUT)
+
+    def _cut_short(
+        self,
+        slot: Slot,
+        task: Task,
+        outcome: Callable[[Task, str | None], Outcome],
+        reason: ExitReason,
+    ) -> None:
+        """Record the end of a running task, then kill its worker."""
+        assert slot.process is not None
+        slot.process.output.drain()
+        self._take_back(slot)
+        self._finish(task, outcome(task, slot.process.output.tail()))
+        self._lives.end_worker(slot, reason)
         self._note_idle()
 
     def _take_back(self, slot: Slot) -> Task | None:
@@ -176,8 +280,23 @@ class Supervisor:
             slot.deadline_timer = None
         return task
 
+    def _finish(self, task: Task, outcome: Outcome) -> None:
+        self._journal.finish(task, outcome)
+        if task.started_at is not None and task.finished_at is not None:
+            self._estimate.note_run((task.finished_at - task.started_at).total_seconds())
+
+    def _slot_of(self, task: Task) -> Slot | None:
+        return next((slot for slot in self.slots if slot.task is task), None)
+
+    def _on_expired(self, task: Task) -> None:
+        assert self._queue_timeout_s is not None
+        self._journal.finish(task, expired(task, self._queue_timeout_s))
+
+    def _on_withdrawn(self, task: Task) -> None:
+        self.queue.remove(task)
+
     def _note_idle(self) -> None:
-        if self.state is PoolState.DRAINING:
+        if self._admission is Admission.CLOSED:
             busy = any(slot.task is not None for slot in self.slots)
             if not busy and (self._journal.durable or not self.queue):
                 self._idle.set()
@@ -194,6 +313,8 @@ class Supervisor:
                 self._on_answer(slot, message.run, outcome, has_output=message.has_output)
             case wire.Failed():
                 self._on_answer(slot, message.run, failed_in_worker(message), has_output=True)
+            case wire.Progressed():
+                self._on_progress(slot, message)
             case wire.Ready():
                 self._lives.worker_is_ready(slot, message)
             case wire.InitFailed():
@@ -206,16 +327,28 @@ class Supervisor:
             logger.warning("Worker %d answered late (run %s); dropped", slot.index, run)
             return
         slot.process.output.end_task(read_first=has_output)
-        if outcome.error is not None:
-            outcome = with_output(outcome, slot.process.output.tail())
+        output = slot.process.output.tail()
+        if output is not None:
+            outcome = with_output(outcome, output)
         task = self._take_back(slot)
         assert task is not None
         slot.tasks_done += 1
         slot.failures = 0
         slot.move(SlotState.READY)
         self.guard(self._dispatch)  # first: the worker works while the answer is recorded
-        self._journal.finish(task, outcome)
+        self._finish(task, outcome)
         self._note_idle()
+
+    def _on_progress(self, slot: Slot, message: wire.Progressed) -> None:
+        if slot.task is None or message.run != slot.run:
+            return  # of a task that has ended
+        if not 0.0 <= message.fraction <= 1.0:
+            raise WireError(f"a fraction is not {message.fraction}")
+        self._journal.note_progress(slot.task, Progress(message.fraction, message.message))
+        self._events.on_progress(slot.task)
+
+    def on_line(self, task: Task, line: str) -> None:
+        self._events.on_line(task, line)
 
     def on_channel_error(self, process: WorkerProcess, error: WireError) -> None:
         self._lives.channel_is_broken(process, error)
@@ -227,8 +360,6 @@ class Supervisor:
 
     def on_ready(self, slot: Slot) -> None:
         del slot
-        if self.state is PoolState.STARTING:
-            self.state = PoolState.READY
         self._dispatch()
 
     def on_lost(self, slot: Slot, process: WorkerProcess, gone: wire.Gone) -> None:
@@ -237,20 +368,22 @@ class Supervisor:
             return
         if slot.exit_reason is ExitReason.SHUT_DOWN:
             self._journal.requeue(task)  # the next start runs it, where the journal outlives us
-        elif process.orders_unread and task.attempt < MAX_ATTEMPTS:
+        elif process.orders_unread and task.attempt < self._max_attempts:
             logger.warning("[%s] queued again: its worker died before it took it", task.address)
-            task.attempt += 1
             self._journal.requeue(task)
-            self.queue.appendleft(task)
+            self.queue.append_first(task)
             self._dispatch()
         elif process.orders_unread:
-            self._journal.finish(task, interrupted(task, gone))
+            self._finish(task, interrupted(task, gone))
         else:
             broken = slot.exit_reason is ExitReason.BROKEN_CHANNEL
             output = process.output.tail()
-            self._journal.finish(task, worker_died(task, gone, output, channel_broken=broken))
+            self._finish(task, worker_died(task, gone, output, channel_broken=broken))
         self._note_idle()
 
     def on_fatal(self, error: Exception) -> None:
-        self.state = PoolState.BROKEN
+        self._is_broken = True
         self._on_fatal(error)
+
+    def _on_defect(self, error: BaseException) -> None:
+        self._lives.on_defect(error)

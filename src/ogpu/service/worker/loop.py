@@ -19,17 +19,23 @@ import socket
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import datetime, timezone
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from .. import wire
+from ..context import CurrentTask, set_current_task
 from ..errors import FailureReason, WireError
 from ..handler import Handler, get_init_handler, registered
 from ..logger import configure_worker, enable_sentry, flush_sentry, logger
 from ..processes import zombie_children
 from ..role import Role, set_role
 from . import output
+from .channel import Channel
+from .progress import ProgressReporter
 
+# What subprocesses of a handler know their task by; deployed sources read it already.
+_ADDRESS_VARIABLE = "OGPU_TASK_ADDRESS"
 _READ_BYTES = 256 * 1024
 # Under load the next order comes within the time that the front needs for one task, and waking a
 # worker that sleeps costs more than a small task: 6,300 tasks/s and 0.29 ms at concurrency 1
@@ -43,6 +49,10 @@ _MAX_ZOMBIES = 500
 _FRONT_INPUT_LIMIT = 2**32  # the front has checked OGPU_MAX_BODY_BYTES
 
 
+class _InvalidInputError(Exception):
+    """The input fitted the model when the task was accepted, and does not fit it now."""
+
+
 class _InvalidOutputError(Exception):
     """The handler returned something that is not a usable result."""
 
@@ -53,7 +63,7 @@ def run_worker(launch: wire.Launch, channel: socket.socket) -> int:
     configure_worker(launch.log_level)
     output.buffer_by_line()
     enable_sentry()
-    worker = _Worker(channel, launch)
+    worker = _Worker(Channel(channel), launch)
     if not worker.initialise():
         return 1
     worker.serve()
@@ -63,16 +73,18 @@ def run_worker(launch: wire.Launch, channel: socket.socket) -> int:
 
 def report_init_failure(channel: socket.socket, error: BaseException) -> None:
     """Tell the front that the worker cannot start."""
-    channel.sendall(
-        wire.encode_frame(
-            wire.InitFailed(_cut(type(error).__name__), _message_of(error), _traceback_of(error))
-        )
-    )
+    _tell_init_failure(Channel(channel), error)
+
+
+def _tell_init_failure(channel: Channel, error: BaseException) -> None:
+    name = _cut(type(error).__name__)
+    channel.send(wire.InitFailed(name, _message_of(error), _traceback_of(error)))
 
 
 class _Worker:
-    def __init__(self, channel: socket.socket, launch: wire.Launch) -> None:
+    def __init__(self, channel: Channel, launch: wire.Launch) -> None:
         self._channel = channel
+        self._progress = ProgressReporter(channel)
         self._max_result_bytes = launch.max_result_bytes
         self._may_spin = launch.may_spin
         self._pid = os.getpid()
@@ -98,24 +110,25 @@ class _Worker:
             except BaseException as error:  # noqa: BLE001 - told to the front, which decides
                 if os.getpid() != self._pid:
                     os._exit(1)
-                report_init_failure(self._channel, error)
+                _tell_init_failure(self._channel, error)
                 return False
             finally:
                 output.flush()
         init_s = time.perf_counter() - started
-        ready = wire.Ready(wire.PROTOCOL_VERSION, list(self._handlers), init_s)
-        self._channel.sendall(wire.encode_frame(ready))
+        self._channel.send(wire.Ready(wire.PROTOCOL_VERSION, list(self._handlers), init_s))
         return True
 
     def serve(self) -> None:
         for message, payload in self._frames():
             if not isinstance(message, wire.Run):
                 raise WireError(f"a worker cannot do {message}")
+            self._begin(message)
             answer, result = self._run(message, payload)
             if os.getpid() != self._pid:
                 # The handler forked, and this is the child, which must not answer for its parent.
                 os._exit(0 if isinstance(answer, wire.Done) else 1)
-            self._channel.sendall(wire.encode_frame(answer, result))
+            self._end()
+            self._channel.send(answer, result)
             self._tasks_done += 1
             if self._tasks_done % _ZOMBIE_CHECK_TASKS == 0 and zombie_children() > _MAX_ZOMBIES:
                 logger.warning("More than %d zombies were left here by tasks", _MAX_ZOMBIES)
@@ -127,8 +140,8 @@ class _Worker:
             data = self._read_soon()
             if data is None:
                 if self._loop is not None:  # background tasks of the source run on meanwhile
-                    self._loop.run_until_complete(_readable(self._channel))
-                data = self._channel.recv(_READ_BYTES)
+                    self._loop.run_until_complete(_readable(self._channel.socket))
+                data = self._channel.socket.recv(_READ_BYTES)
             if not data:
                 return
             yield from decoder.feed(data)
@@ -140,18 +153,39 @@ class _Worker:
         limit = time.perf_counter() + _SPIN_S
         while time.perf_counter() < limit:
             try:
-                return self._channel.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+                return self._channel.socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 os.sched_yield()  # to whoever else wants this core
         return None
 
+    def _begin(self, order: wire.Run) -> None:
+        at = order.deadline_at
+        self._progress.begin(order.run)
+        set_current_task(
+            CurrentTask(
+                order.task_address,
+                order.function,
+                order.attempt,
+                None if at is None else datetime.fromtimestamp(at, timezone.utc),
+                order.deadline_s,
+                self._progress.report,
+            )
+        )
+        os.environ[_ADDRESS_VARIABLE] = order.task_address
+
+    def _end(self) -> None:
+        set_current_task(None)
+        os.environ.pop(_ADDRESS_VARIABLE, None)  # a handler may have cleared it
+        self._progress.end()
+
     def _run(self, order: wire.Run, input_json: bytes) -> tuple[wire.Done | wire.Failed, bytes]:
         handler = self._handlers[order.function]
         try:
-            result = self._call(
-                handler.function, handler.input_model.model_validate_json(input_json)
-            )
+            result = self._call(handler.function, _read_input(handler, input_json))
             result_json = self._serialise(handler, result)
+        except _InvalidInputError as error:
+            reason = FailureReason.EXCEPTION.value
+            return wire.Failed(order.run, reason, str(error), "ValidationError", None), b""
         except _InvalidOutputError as error:
             output.flush()
             return _failed(order, FailureReason.INVALID_OUTPUT, error, with_traceback=False), b""
@@ -184,6 +218,18 @@ class _Worker:
                 f"OGPU_MAX_RESULT_BYTES allows {self._max_result_bytes}"
             )
         return serialised
+
+
+def _read_input(handler: Handler, input_json: bytes) -> BaseModel:
+    """Validate again: the front, which did so already, may have been one of an older source."""
+    try:
+        return handler.input_model.model_validate_json(input_json)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        what = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
+        raise _InvalidInputError(
+            f"the input does not fit the input model of `{handler.name}` any more: {what}"
+        ) from None
 
 
 async def _awaited(result: Awaitable[object]) -> object:

@@ -1,0 +1,61 @@
+"""Put what is measured beside the service into a virtual environment of its own, once.
+
+None of it is a dependency of this project.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+_INSTALL_LIMIT_S = 300
+
+
+class InstallError(Exception):
+    """The peer cannot be had here; the reason is the last line of what pip said."""
+
+
+def default_cache() -> Path:
+    """Return the folder in which environments are kept for the next run."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ogpu-service-benchmarks"
+
+
+def peer_python(cache: Path, name: str, requirements: Iterable[str], imports: str) -> Path:
+    """Return the interpreter of an environment with ``requirements``; make it where it is missing.
+
+    Args:
+        cache: the folder in which environments are kept.
+        name: tells what is in it, versions included: another name is another environment.
+        requirements: as pip takes them.
+        imports: what must be importable then, as ``import`` takes it.
+
+    Raises:
+        InstallError: it could not be made.
+    """
+    folder = cache / f"{name}-python-{sys.version_info.major}.{sys.version_info.minor}"
+    python = folder / "bin" / "python"
+    installed = folder / "installed"  # written last: an install that was cut short is made again
+    if installed.exists():
+        return python
+    print(f"Installing into {folder}", file=sys.stderr)
+    _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+    _run([str(python), "-m", "pip", "install", "--quiet", "--no-input", *requirements])
+    _run([str(python), "-I", "-c", f"import {imports}"])
+    installed.touch()
+    return python
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(
+            command, capture_output=True, text=True, timeout=_INSTALL_LIMIT_S, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or error.stdout).strip().splitlines()
+        raise InstallError(lines[-1] if lines else str(error)) from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InstallError(str(error)) from error

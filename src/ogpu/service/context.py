@@ -1,0 +1,93 @@
+"""What a handler may use while it runs: ``current_task()``.
+
+Runs in a worker. A worker runs one task at a time, so that this is a fact about the process, and
+any thread that the handler starts may ask for it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from .errors import NoCurrentTaskError
+
+Report = Callable[[float, str | None], None]
+
+
+@dataclass(frozen=True)
+class CurrentTask:
+    """The task that this worker runs.
+
+    Attributes:
+        address: the task's address, as in the path of its POST.
+        function: the name of the handler.
+        attempt: 1, or more where the service was lost while the task ran.
+        deadline: when the worker is killed (UTC); None: never.
+    """
+
+    address: str
+    function: str
+    attempt: int
+    deadline: datetime | None
+    _deadline_s: float | None
+    _report: Report
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, 0 when it has passed; None: there is none."""
+        if self._deadline_s is None:
+            return None
+        return max(0.0, self._deadline_s - time.monotonic())
+
+    def progress(self, fraction: float, message: str | None = None) -> None:
+        """Tell whoever watches how far the task is. Never waits; ten times a second at most.
+
+        What is said too soon after the last is sent a moment later, if nothing newer was said by
+        then. It tells nobody after the end of the task, or from a forked child.
+
+        Args:
+            fraction: between 0 and 1; what lies outside is taken for the nearer end.
+            message: what the task is doing, up to 1,000 characters.
+
+        Raises:
+            TypeError: ``fraction`` is not a number, or ``message`` not a text.
+            ValueError: ``fraction`` is not a number (NaN).
+
+        Example:
+            >>> ogpu.service.current_task().progress(epoch / epochs, f"epoch {epoch}")
+        """
+        if not isinstance(fraction, (int, float)):
+            raise TypeError(f"progress() takes a number between 0 and 1 (got {fraction!r})")
+        if message is not None and not isinstance(message, str):
+            raise TypeError(f"the message of progress() is a text (got {message!r})")
+        if math.isnan(fraction):
+            raise ValueError("progress() takes a number between 0 and 1 (got NaN)")
+        self._report(min(max(float(fraction), 0.0), 1.0), message)
+
+
+_current: CurrentTask | None = None
+
+
+def current_task() -> CurrentTask:
+    """Return the task that runs in this worker.
+
+    Raises:
+        NoCurrentTaskError: none does: this is @init, the import of the source, or another process.
+
+    Example:
+        >>> key = f"uploads/{ogpu.service.current_task().address}.png"
+    """
+    if _current is None:
+        raise NoCurrentTaskError(
+            "no task runs here: current_task() is for handlers, and for what they call"
+        )
+    return _current
+
+
+def set_current_task(task: CurrentTask | None) -> None:
+    """Say which task runs in this process (called by the worker's loop)."""
+    global _current  # noqa: PLW0603 - a fact about the process
+    _current = task

@@ -1,0 +1,342 @@
+"""The journal's SQLite database: opening it, writing a commit, reading what was asked.
+
+``Database`` is made by the front at start(), before its event loop runs, and used by the journal's
+one thread from then on. Nothing here knows what a transition means.
+
+1. Open: WAL, synchronous=FULL (a commit is on the disk when it returns), a private file. Check that
+   it is ours, whole, and of a version that is known; bring an older one up to date.
+2. Write: a batch is one transaction. Whatever fails leaves the database as it was.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import to_json
+
+from ..errors import JournalError
+from ..task import CallbackState, Task, TaskState
+from . import schema
+from .deliveries import Delivery, Lane
+from .folder import StateFolder
+from .rows import Row, task_of
+
+MEMORY = ":memory:"
+_FILE = "journal.db"
+# A body that is larger goes as it is; a smaller one travels as a JSON string with the others.
+_INLINE_BODY_BYTES = 32 * 1024
+_COLUMNS = ", ".join(schema.TASK_COLUMNS)
+_OVER = (
+    f"state NOT IN ('{TaskState.QUEUED.value}', '{TaskState.RUNNING.value}') "
+    f"AND callback != '{CallbackState.PENDING.value}'"
+)
+
+PRUNE_AT_ONCE = 250
+
+Body = tuple[int, bytes]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one commit writes. ``settled``: the tasks whose inputs are not needed any more."""
+
+    tasks: list[Row] = field(default_factory=list)
+    inputs: list[Body] = field(default_factory=list)
+    results: list[Body] = field(default_factory=list)
+    deliveries: list[Row] = field(default_factory=list)
+    settled: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How much of what is over the database holds."""
+
+    tasks: int
+    result_bytes: int
+
+
+class Database:
+    """An open journal database; every method is called by one thread at a time."""
+
+    def __init__(self, folder: StateFolder | None) -> None:
+        """Open the database in a folder; None: in memory.
+
+        Raises:
+            JournalError: it cannot be opened, is damaged, or is not a journal.
+        """
+        self.is_durable = folder is not None
+        self._where = MEMORY if folder is None else str(folder.private_file(_FILE))
+        try:
+            self._connection = sqlite3.connect(
+                self._where, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise self._unusable(error) from error
+        except JournalError:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Close the database; what was committed is in it."""
+        self._connection.close()
+
+    def _prepare(self) -> None:
+        execute = self._connection.execute
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = FULL")
+        execute("PRAGMA temp_store = MEMORY")
+        version = self._version()
+        # The bodies are not read through: that would take as long as reading all of them.
+        for table in ("tasks", "inputs") if version else ():
+            (verdict,) = execute(f"PRAGMA quick_check({table})").fetchone()
+            if verdict != "ok":
+                raise self._damaged(verdict)
+        for number, script in enumerate(schema.MIGRATIONS[version:], version + 1):
+            self._connection.executescript(
+                f"BEGIN IMMEDIATE; {script} PRAGMA application_id = {schema.APPLICATION_ID}; "
+                f"PRAGMA user_version = {number}; COMMIT"
+            )
+        self._connection.executescript(schema.BATCH)
+        ((self.journal_id,),) = execute("SELECT value FROM facts WHERE name = 'journal_id'")
+        ((highest,),) = execute("SELECT max(number) FROM tasks")
+        self.last_number: int = highest or 0
+
+    def _version(self) -> int:
+        ((version,),) = self._connection.execute("PRAGMA user_version")
+        ((owner,),) = self._connection.execute("PRAGMA application_id")
+        ((tables,),) = self._connection.execute("SELECT count(*) FROM sqlite_master")
+        if tables and owner != schema.APPLICATION_ID:
+            raise JournalError(f"{self._where} is another program's database")
+        if version > len(schema.MIGRATIONS):
+            raise JournalError(
+                f"{self._where} was written by a newer ogpu-service (schema {version}, this one "
+                f"knows {len(schema.MIGRATIONS)}); install that version, or use another folder"
+            )
+        return int(version)
+
+    def _unusable(self, error: sqlite3.Error) -> JournalError:
+        if isinstance(error, sqlite3.OperationalError):
+            return JournalError(f"the journal {self._where} cannot be used: {error}")
+        return self._damaged(str(error))
+
+    def _damaged(self, verdict: str) -> JournalError:
+        return JournalError(
+            f"the journal {self._where} is damaged ({verdict}); put it aside, with its -wal file, "
+            "to start with an empty one: tasks that it holds are not run until it is repaired"
+        )
+
+    # --- writing
+
+    def write(self, batch: Batch) -> float:
+        """Commit a batch; return how many seconds it took.
+
+        Raises:
+            sqlite3.Error: nothing of it was written.
+        """
+        started = time.perf_counter()
+        inputs, large_inputs = _split(batch.inputs)
+        results, large_results = _split(batch.results)
+        cells = tuple(
+            to_json(part).decode()
+            for part in (batch.tasks, inputs, results, batch.deliveries, batch.settled)
+        )
+        if not large_inputs and not large_results:
+            self._connection.execute(schema.WRITE_BATCH, cells)
+            return time.perf_counter() - started
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for table, bodies in (("inputs", large_inputs), ("results", large_results)):
+                self._connection.executemany(
+                    f"INSERT OR REPLACE INTO {table} VALUES (?, ?)",  # noqa: S608 - constants
+                    bodies,
+                )
+            self._connection.execute(schema.WRITE_BATCH, cells)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # some errors have rolled it back already
+                self._connection.execute("ROLLBACK")
+            raise
+        return time.perf_counter() - started
+
+    def write_with_room(self, batch: Batch) -> float:
+        """Commit a batch after what is in the WAL has gone to its place in the database.
+
+        Raises:
+            sqlite3.Error: nothing of it was written.
+        """
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return self.write(batch)
+
+    def probe(self) -> float:
+        """Write something that changes nothing, to see whether writing works again.
+
+        Raises:
+            sqlite3.Error: it does not.
+        """
+        started = time.perf_counter()
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.execute(
+            "INSERT OR REPLACE INTO facts VALUES ('probe', hex(randomblob(2048)))"
+        )
+        return time.perf_counter() - started
+
+    def prune(self, *, any_age: bool, finished_before: float) -> Kept:
+        """Forget the oldest of what is over, or of what ended long ago: PRUNE_AT_ONCE at most.
+
+        Raises:
+            sqlite3.Error: nothing was forgotten.
+        """
+        rows = self._connection.execute(
+            f"SELECT number, result_bytes FROM tasks WHERE {_OVER} "  # noqa: S608 - constants
+            "AND (? OR finished_at < ?) ORDER BY number LIMIT ?",
+            (any_age, finished_before, PRUNE_AT_ONCE),
+        ).fetchall()
+        if not rows:
+            return Kept(0, 0)
+        numbers = to_json([number for number, _ in rows]).decode()
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for table in ("tasks", "inputs", "results"):
+                self._connection.execute(
+                    f"DELETE FROM {table} "  # noqa: S608 - constants
+                    "WHERE number IN (SELECT value FROM json_each(?))",
+                    (numbers,),
+                )
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return Kept(len(rows), sum(size for _, size in rows))
+
+    # --- reading
+
+    def kept(self) -> Kept:
+        """Count what is over."""
+        ((tasks, size),) = self._connection.execute(
+            f"SELECT count(*), coalesce(sum(result_bytes), 0) FROM tasks WHERE {_OVER}"  # noqa: S608 - constants
+        )
+        return Kept(tasks, size)
+
+    def unfinished(self) -> list[Task]:
+        """Return the tasks that have not ended, in the order of their acceptance."""
+        return self._tasks(f"state IN ('{TaskState.QUEUED.value}', '{TaskState.RUNNING.value}')")
+
+    def undelivered_names(self) -> list[tuple[str, str]]:
+        """Return function and address of the tasks whose callback is pending."""
+        return self._connection.execute(
+            f"SELECT function, address FROM tasks WHERE callback = '{CallbackState.PENDING.value}'"  # noqa: S608 - constants
+        ).fetchall()
+
+    def find(self, address: str, *, with_result: bool = True) -> list[Task]:
+        """Return the newest task of each function that knows this address."""
+        newest: dict[str, Task] = {}
+        for row in self._rows("address = ? ORDER BY number DESC", (address,)):
+            if row[1] not in newest:
+                newest[row[1]] = self._task(row, with_result=with_result)
+        return list(newest.values())
+
+    def page(
+        self, state: TaskState | None, below: int | None, limit: int, most_bytes: int
+    ) -> tuple[list[Task], bool]:
+        """Return tasks with numbers below one, newest first, and whether there are more.
+
+        There are at most ``limit``, and only the first ones where they are too large together.
+        """
+        found: list[Task] = []
+        size = 0
+        for row in self._rows(
+            "(?1 IS NULL OR state = ?1) AND (?2 IS NULL OR number < ?2) "
+            "ORDER BY number DESC LIMIT ?3",
+            (state and state.value, below, limit + 1),
+        ):
+            size += _size_of(row)
+            if len(found) == limit or (found and size > most_bytes):
+                return found, True
+            found.append(self._task(row))
+        return found, False
+
+    def inputs(self, numbers: Iterable[int], most_bytes: int) -> dict[int, bytes]:
+        """Return the inputs of tasks, of the first ones only where they are too large together."""
+        bodies: dict[int, bytes] = {}
+        size = 0
+        for number in numbers:
+            body = self._body("inputs", number)
+            if body is None:
+                continue
+            bodies[number] = body
+            size += len(body)
+            if size > most_bytes:
+                break
+        return bodies
+
+    def due_deliveries(
+        self, lane: Lane, now: float, held: frozenset[int], limit: int, most_bytes: int
+    ) -> tuple[list[Delivery], float | None]:
+        """Return deliveries whose time has come and that are not held already.
+
+        Beside them, the time at which to look again: at once where there may be more of them.
+        """
+        due: list[Delivery] = []
+        size = 0
+        for row in self._rows(
+            "callback = 'pending' AND callback_lane = ? ORDER BY callback_due LIMIT ?",
+            (lane.value, limit + len(held) + 1),
+        ):
+            if row[0] in held:
+                continue
+            when, since = row[-2:]
+            if when > now or len(due) == limit or size > most_bytes:
+                return due, when
+            size += _size_of(row)
+            due.append(Delivery(self._task(row), lane, row[16], since))
+        return due, None
+
+    def _tasks(self, condition: str) -> list[Task]:
+        rows = self._rows(f"{condition} ORDER BY number", ())
+        return [task_of(row, self.journal_id) for row in rows]
+
+    def _rows(self, condition: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
+        return self._connection.execute(
+            f"SELECT {_COLUMNS} FROM tasks WHERE {condition}",  # noqa: S608 - constants
+            values,
+        )
+
+    def _task(self, row: Row, *, with_result: bool = True) -> Task:
+        has_result = with_result and row[3] == TaskState.SUCCEEDED.value
+        return task_of(row, self.journal_id, self._body("results", row[0]) if has_result else None)
+
+    def _body(self, table: str, number: int) -> bytes | None:
+        row = self._connection.execute(
+            f"SELECT body FROM {table} WHERE number = ?",  # noqa: S608 - constants
+            (number,),
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
+
+def _size_of(row: Row) -> int:
+    """Estimate how many bytes a row's task takes as JSON."""
+    return 1000 + int(row[13]) + sum(len(row[i] or "") for i in (11, 12))
+
+
+def _split(bodies: list[Body]) -> tuple[list[tuple[int, str]], list[Body]]:
+    """Tell the bodies that can travel as JSON strings from the large and the odd ones."""
+    small, large = [], []
+    for number, body in bodies:
+        if len(body) <= _INLINE_BODY_BYTES and b"\0" not in body:
+            try:
+                small.append((number, body.decode()))
+                continue
+            except UnicodeDecodeError:
+                pass  # a worker may send anything; as it is, it is kept
+        large.append((number, body))
+    return small, large

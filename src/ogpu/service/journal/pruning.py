@@ -1,0 +1,85 @@
+"""Forgets tasks that are over: what ended long ago, and the oldest beyond a number and a size.
+
+Runs in the front; the deletions are the journal's thread's, a few at a time, with commits between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+
+from ..errors import JournalError
+from .commits import GroupCommit
+from .database import PRUNE_AT_ONCE, Database
+
+_CROWD_EVERY_S = 5.0  # how often to look whether there are too many, while tasks end
+_AGE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class KeptLimits:
+    """How much of what is over is kept."""
+
+    tasks: int
+    result_bytes: int
+
+
+# With 1 kB a task, 100,000 take 100 MB of disk beside their results.
+DISK_LIMITS = KeptLimits(tasks=100_000, result_bytes=1024**3)
+MEMORY_LIMITS = KeptLimits(tasks=10_000, result_bytes=256 * 1024**2)
+
+
+class Pruner:
+    """Keeps the journal within its limits."""
+
+    def __init__(self, commits: GroupCommit, limits: KeptLimits, task_ttl_s: float) -> None:
+        self._commits = commits
+        self._limits = limits
+        self._task_ttl_s = task_ttl_s
+        self._ended = 0
+        self._work: asyncio.Task[None] | None = None
+
+    def note_end(self) -> None:
+        """Take notice that one more task is over."""
+        self._ended += 1
+
+    def start(self) -> None:
+        """Begin to prune, now and then."""
+        self._work = asyncio.get_running_loop().create_task(self._prune_for_ever())
+
+    async def stop(self) -> None:
+        """Prune no more."""
+        if self._work is not None:
+            self._work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._work
+
+    async def _prune_for_ever(self) -> None:
+        next_age_s = 0.0
+        while True:
+            now_s = time.monotonic()
+            if self._ended or now_s >= next_age_s:
+                next_age_s = now_s + _AGE_EVERY_S
+                self._ended = 0
+                # A journal that cannot be read or written says so itself, and is tried again.
+                with contextlib.suppress(JournalError):
+                    await self._prune()
+            await asyncio.sleep(_CROWD_EVERY_S)
+
+    async def _prune(self) -> None:
+        kept = await self._commits.read(Database.kept)
+        tasks, result_bytes = kept.tasks, kept.result_bytes
+        while True:
+            is_crowded = tasks > self._limits.tasks or result_bytes > self._limits.result_bytes
+            old = time.time() - self._task_ttl_s
+            pruned = await self._commits.read(
+                lambda database, crowded=is_crowded, old=old: database.prune(  # type: ignore[misc]
+                    any_age=crowded, finished_before=old
+                )
+            )
+            tasks -= pruned.tasks
+            result_bytes -= pruned.result_bytes
+            if pruned.tasks < PRUNE_AT_ONCE:
+                return

@@ -1,0 +1,98 @@
+"""Tasks as rows, and back. Pure functions.
+
+A row is what the tables hold of a task, in the order of ``TASK_COLUMNS``; times are seconds since
+1970, and what has parts is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+from ..errors import FailureReason, TaskError
+from ..task import (
+    Callback,
+    CallbackState,
+    Progress,
+    Task,
+    TaskState,
+    WorkerReference,
+)
+from .deliveries import Lane
+
+Row = tuple[Any, ...]
+
+
+def row_of(task: Task) -> Row:
+    """Return a task's row. A pending callback is due from the task's end on."""
+    finished_at = _seconds(task.finished_at)
+    pending = task.callback.state is CallbackState.PENDING
+    worker = task.worker
+    return (
+        task.number,
+        task.function,
+        task.address,
+        task.state.value,
+        task.attempt,
+        task.accepted_at.timestamp(),
+        _seconds(task.started_at),
+        finished_at,
+        _seconds(task.deadline),
+        worker and json.dumps([worker.slot, worker.generation, worker.pid, worker.device]),
+        task.progress and json.dumps([task.progress.fraction, task.progress.message]),
+        task.error and json.dumps(asdict(task.error)),
+        task.output,
+        0 if task.result is None else len(task.result),
+        task.callback.state.value,
+        Lane.first_of(task.state).value if pending else None,
+        task.callback.attempts,
+        task.callback.last_error,
+        finished_at if pending else None,
+        finished_at if pending else None,
+    )
+
+
+def task_of(row: Row, journal_id: str, result: bytes | None = None) -> Task:
+    """Return the task that a row describes; its input stays in the journal."""
+    (
+        number, function, address, state, attempt, accepted_at, started_at, finished_at, deadline,
+        worker, progress, error, output, _, callback, _, attempts, last_error, *_,
+    ) = row  # fmt: skip
+    return Task(
+        number=number,
+        id=task_id(journal_id, number),
+        function=function,
+        address=address,
+        input=None,
+        state=TaskState(state),
+        attempt=attempt,
+        accepted_at=datetime.fromtimestamp(accepted_at, timezone.utc),
+        started_at=_moment(started_at),
+        finished_at=_moment(finished_at),
+        deadline=_moment(deadline),
+        worker=WorkerReference(*json.loads(worker)) if worker else None,
+        progress=Progress(*json.loads(progress)) if progress else None,
+        result=result,
+        error=_error_of(json.loads(error)) if error else None,
+        output=output,
+        callback=Callback(CallbackState(callback), attempts, last_error),
+    )
+
+
+def task_id(journal_id: str, number: int) -> str:
+    """Return the id of a task, which no other task has, in this journal or another."""
+    return f"task_{journal_id}_{number}"
+
+
+def _error_of(fields: dict[str, Any]) -> TaskError:
+    return TaskError(**{**fields, "reason": FailureReason(fields["reason"])})
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)

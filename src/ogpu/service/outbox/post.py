@@ -1,0 +1,151 @@
+"""One attempt to deliver: what is sent, and what the answer means.
+
+Runs in the front. Headers and the meaning of answers are those of Standard Webhooks (on GitHub,
+standard-webhooks/standard-webhooks, spec/standard-webhooks.md): any 2xx is success; anything else
+is not, redirects included, since following one could lose the body; 410 ends it; ``webhook-id`` is
+the same for every attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import io
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from enum import Enum
+
+import aiohttp
+from pydantic_core import to_json
+from yarl import URL
+
+from ..task import Task, TaskState
+
+_ANSWER_BYTES = 64 * 1024  # read to its end, a short answer leaves the connection open for the next
+# What is larger is signed in a thread and sent in pieces: at once it would hold up the loop.
+_LARGE_BYTES = 512 * 1024
+
+
+class AttemptOutcome(str, Enum):
+    """What came of an attempt; the values are those of the metric."""
+
+    DELIVERED = "delivered"
+    REFUSED = "refused"  # by an answer that is no success
+    GONE = "gone"  # the receiver wants no more of it
+    FAILED = "failed"  # there was no answer
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How an attempt ended; ``retry_after_s`` is what the receiver asks for."""
+
+    outcome: AttemptOutcome
+    error: str | None = None
+    retry_after_s: float = 0.0
+
+
+class Sender:
+    """Posts ends of tasks to one URL."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, base_url: str, keys: Sequence[bytes]
+    ) -> None:
+        self._session = session
+        self._base_url = base_url
+        self._keys = keys
+
+    async def post(self, task: Task) -> Attempt:
+        """Try once."""
+        body, content_type = body_of(task)
+        timestamp = str(int(time.time()))
+        headers = {
+            "content-type": content_type,
+            "webhook-id": task.id,
+            "webhook-timestamp": timestamp,
+        }
+        if self._keys:
+            headers["webhook-signature"] = await self._sign(task.id, timestamp, body)
+        # The address is of [A-Za-z0-9._:-] and is not "." or "..", so it needs no quoting; the
+        # rest of the URL is the operator's, to be used as it is.
+        url = URL(f"{self._base_url}/{task.address}", encoded=True)
+        data = io.BytesIO(body) if len(body) > _LARGE_BYTES else body
+        try:
+            async with self._session.post(
+                url, data=data, headers=headers, allow_redirects=False
+            ) as response:
+                await response.content.read(_ANSWER_BYTES)
+                return _judge(response.status, response.headers.get("retry-after"))
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
+            return Attempt(AttemptOutcome.FAILED, str(error) or type(error).__name__)
+
+    async def _sign(self, message_id: str, timestamp: str, body: bytes) -> str:
+        if len(body) <= _LARGE_BYTES:
+            return sign(self._keys, message_id, timestamp, body)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, sign, self._keys, message_id, timestamp, body)
+
+
+def sign(keys: Sequence[bytes], message_id: str, timestamp: str, body: bytes) -> str:
+    """Return the value of ``webhook-signature``: one signature for each key."""
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    digests = (hmac.new(key, signed, hashlib.sha256).digest() for key in keys)
+    return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
+
+
+def body_of(task: Task) -> tuple[bytes, str]:
+    """Return what a receiver is sent, and its content type: the result, or a problem (RFC 9457)."""
+    if task.state is TaskState.SUCCEEDED:
+        return task.result or b"null", "application/json"
+    error = task.error
+    assert error is not None
+    problem = {
+        "type": f"urn:ogpu:problem:task-{task.state.value.replace('_', '-')}",
+        "title": f"The task has {_ENDS[task.state]}",
+        "detail": error.message,
+        "task_address": task.address,
+        "function": task.function,
+        "state": task.state.value,
+        "attempt": task.attempt,
+        "error": {**asdict(error), "reason": error.reason.value},
+    }
+    return to_json(problem), "application/problem+json"
+
+
+_ENDS = {
+    TaskState.FAILED: "failed",
+    TaskState.TIMED_OUT: "passed its deadline",
+    TaskState.CANCELLED: "been cancelled",
+    TaskState.EXPIRED: "waited for too long",
+}
+
+
+def _judge(status: int, retry_after: str | None) -> Attempt:
+    if 200 <= status < 300:
+        return Attempt(AttemptOutcome.DELIVERED)
+    if status == 410:
+        return Attempt(AttemptOutcome.GONE, "the receiver answered 410 Gone")
+    error = f"the receiver answered {status}"
+    return Attempt(AttemptOutcome.REFUSED, error, retry_after_s(retry_after))
+
+
+def retry_after_s(value: str | None) -> float:
+    """Read Retry-After (RFC 9110, 10.2.3): seconds or a date; 0 where there is none."""
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(value)
+            if at.tzinfo is None:
+                at = at.replace(tzinfo=timezone.utc)
+            seconds = (at - datetime.now(timezone.utc)).total_seconds()
+        except (ValueError, OverflowError):  # no date, or one that no calendar holds
+            return 0.0
+    return 0.0 if math.isnan(seconds) else max(seconds, 0.0)

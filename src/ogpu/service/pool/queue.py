@@ -1,0 +1,155 @@
+"""The queue: tasks that wait for a worker, first come, first served.
+
+Runs in the front; the supervisor owns it. Inputs of tasks far back in the queue are in the journal
+alone, so that 10,000 waiting tasks cost the memory of their names.
+
+1. A task is queued with its input. When its row is on the disk and the inputs in memory are more
+   than MEMORY_BYTES, its input is dropped.
+2. Whenever a task leaves and few inputs are left in memory at the head, the next ones are read.
+3. A task at the head whose input is not there yet holds up those behind it: order wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from ..errors import JournalError
+from ..journal import Journal
+from ..logger import logger
+from ..task import Task
+from .background import Background
+
+MEMORY_BYTES = 8 * 1024 * 1024
+_READ_TASKS = 64
+_READ_AGAIN_S = 1.0  # after a read that failed
+
+
+class TaskQueue:
+    """Tasks in the order in which they run.
+
+    Args:
+        timeout_s: how long a task may wait; None: for ever.
+        on_expired: called with a task that has waited too long, and is out of the queue.
+        on_loaded: called when the task at the head may have got its input.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        background: Background,
+        timeout_s: float | None,
+        on_expired: Callable[[Task], None],
+        on_loaded: Callable[[], None],
+    ) -> None:
+        self._journal = journal
+        self._background = background
+        self._timeout_s = timeout_s
+        self._on_expired = on_expired
+        self._on_loaded = on_loaded
+        self._loop = asyncio.get_running_loop()
+        self._tasks: OrderedDict[int, Task] = OrderedDict()
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._loaded_bytes = 0
+        self._unloaded = 0
+        self._reading = False
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __contains__(self, task: Task) -> bool:
+        return task.number in self._tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks.values())
+
+    def append(self, task: Task, *, waited_s: float = 0.0) -> None:
+        """Queue a task, last in line."""
+        self._tasks[task.number] = task
+        self._count(task, 1)
+        if self._timeout_s is not None:
+            left_s = max(0.0, self._timeout_s - waited_s)
+            self._timers[task.number] = self._loop.call_later(
+                left_s, self._background.guard, self._expire, task
+            )
+
+    def append_first(self, task: Task) -> None:
+        """Queue a task again, first in line."""
+        self.append(task)
+        self._tasks.move_to_end(task.number, last=False)
+
+    def pop(self) -> Task | None:
+        """Take the task at the head; None: there is none, or its input is being read."""
+        task = next(iter(self._tasks.values()), None)
+        if task is None:
+            return None
+        if task.input is None:
+            self._read_inputs()
+            return None
+        self.remove(task)
+        if self._unloaded and self._loaded_bytes < MEMORY_BYTES // 2:
+            self._read_inputs()
+        return task
+
+    def remove(self, task: Task) -> bool:
+        """Take a task out, wherever it is; return whether it was there."""
+        if self._tasks.pop(task.number, None) is None:
+            return False
+        self._count(task, -1)
+        timer = self._timers.pop(task.number, None)
+        if timer is not None:
+            timer.cancel()
+        return True
+
+    def close(self) -> None:
+        """Let nothing expire any more."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def on_stored(self, task: Task) -> None:
+        """Drop the input of a task that is on the disk, where there are many (a listener)."""
+        if (
+            self._loaded_bytes > MEMORY_BYTES
+            and task.number in self._tasks
+            and task.input is not None
+        ):
+            self._count(task, -1)
+            task.input = None
+            self._count(task, 1)
+
+    def _count(self, task: Task, by: int) -> None:
+        if task.input is None:
+            self._unloaded += by
+        else:
+            self._loaded_bytes += by * len(task.input)
+
+    def _expire(self, task: Task) -> None:
+        if self.remove(task):
+            self._on_expired(task)
+
+    def _read_inputs(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._background.run(self._read())
+
+    async def _read(self) -> None:
+        """Read the inputs of the next tasks that lack one."""
+        lacking = (number for number, task in self._tasks.items() if task.input is None)
+        try:
+            bodies = await self._journal.inputs(list(islice(lacking, _READ_TASKS)), MEMORY_BYTES)
+        except JournalError as error:
+            logger.error("Inputs of queued tasks cannot be read: %s", error)
+            await asyncio.sleep(_READ_AGAIN_S)
+            bodies = {}
+        finally:
+            self._reading = False
+        for number, body in bodies.items():
+            task = self._tasks.get(number)
+            if task is not None and task.input is None:
+                self._count(task, -1)
+                task.input = body
+                self._count(task, 1)
+        self._on_loaded()

@@ -1,0 +1,79 @@
+"""Progress of the running task, on its way to the front: ten times a second at most.
+
+Runs in a worker. A report that comes too soon after the last one is kept, and the newest that was
+kept follows when its time has come, so that the last word before a long silence is not lost.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from .. import wire
+from .channel import Channel
+
+MIN_INTERVAL_S = 0.1
+MAX_MESSAGE_CHARS = 1000
+
+
+class ProgressReporter:
+    """Reports for one task after the other."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._run: int | None = None  # None: no task runs
+        self._sent_s = 0.0
+        self._kept: wire.Progressed | None = None
+        self._timer: threading.Timer | None = None
+
+    def begin(self, run: int) -> None:
+        """Report for another task."""
+        self._run = run
+        self._sent_s = 0.0
+
+    def end(self) -> None:
+        """Send what was kept, before the task's end is told; then nothing more."""
+        with self._lock:
+            self._run = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._kept is not None:
+                self._channel.send_or_drop(self._kept)
+                self._kept = None
+
+    def report(self, fraction: float, message: str | None) -> None:
+        """Send a report now, or keep it for a moment."""
+        if os.getpid() != self._pid:  # a child that the handler forked has the parent's channel
+            return
+        with self._lock:
+            if self._run is None:
+                return
+            self._kept = wire.Progressed(self._run, fraction, _cleaned(message))
+            wait_s = self._sent_s + MIN_INTERVAL_S - time.monotonic()
+            if wait_s <= 0:
+                self._send_kept()
+            elif self._timer is None:
+                self._timer = threading.Timer(wait_s, self._on_timer)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _on_timer(self) -> None:
+        with self._lock:
+            self._timer = None
+            self._send_kept()
+
+    def _send_kept(self) -> None:
+        if self._kept is not None:
+            self._channel.send_or_drop(self._kept)
+            self._kept = None
+            self._sent_s = time.monotonic()
+
+
+def _cleaned(message: str | None) -> str | None:
+    if message is None:
+        return None
+    return message[:MAX_MESSAGE_CHARS].encode("utf-8", "backslashreplace").decode()
