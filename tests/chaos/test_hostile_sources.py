@@ -232,12 +232,16 @@ def test_many_workers_at_once(start_server: StartServer) -> None:
 
 def test_a_poisonous_order_is_not_given_for_ever(start_server: StartServer) -> None:
     """Three workers that died before they took a task are enough: `interrupted`."""
-    at_import = ( "import ogpu.service.worker.loop\n" "ogpu.service.worker.loop._Worker.serve =
-    lambda self: time.sleep(0.2) or os._exit(3)" ) server = start_server(source(at_import))
-    server.post("echo", "poison", {"text": "x"}) task = server.wait_state("poison", "failed") assert
-    task["error"]["reason"] == "interrupted" assert "OGPU_MAX_ATTEMPTS allows, was interrupted: the
-    worker exited with code 3" in task["error"]["message"] assert (task["attempt"],
-    task["error"]["exit_code"]) == (3, 3)
+    at_import = (
+        "import ogpu.service.worker.loop\n"
+        "ogpu.service.worker.loop._Worker.serve = lambda self: time.sleep(0.2) or os._exit(3)"
+    )
+    server = start_server(source(at_import))
+    server.post("echo", "poison", {"text": "x"})
+    task = server.wait_state("poison", "failed")
+    assert task["error"]["reason"] == "interrupted"
+    assert "OGPU_MAX_ATTEMPTS allows, was interrupted" in task["error"]["message"]
+    assert (task["attempt"], task["error"]["exit_code"]) == (3, 3)
 
 
 def test_a_repeated_post_of_an_active_task_is_accepted_when_the_queue_is_full(
