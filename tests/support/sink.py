@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -36,6 +37,8 @@ class Sink:
     answer_headers: dict[str, str] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
     hold: threading.Event = field(default_factory=threading.Event)
+    on_delivery: Callable[[Delivery], object] = lambda _: None  # may wait, in the delivery's thread
+    port: int = 0
 
     def __post_init__(self) -> None:
         self.hold.set()
@@ -48,7 +51,9 @@ class Sink:
             def do_POST(self) -> None:
                 sent = self.rfile.read(int(self.headers["content-length"]))
                 headers = {k.lower(): v for k, v in self.headers.items()}
-                status = sink.take(Delivery(self.path, headers, sent))
+                delivery = Delivery(self.path, headers, sent)
+                status = sink.take(delivery)
+                sink.on_delivery(delivery)
                 sink.hold.wait(30)
                 if status == 0:
                     self.close_connection = True
@@ -65,7 +70,7 @@ class Sink:
             def log_message(self, *_: object) -> None:
                 """Keep the tests' output readable."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Receiver)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()

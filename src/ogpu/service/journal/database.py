@@ -94,6 +94,9 @@ class Database:
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
         execute("PRAGMA temp_store = MEMORY")
+        # 16 MB of WAL: pages that many commits have written go to their place once (33 and 25 µs a
+        # row, in commits of 100 rows with random addresses, against 1,000 pages as it comes).
+        execute("PRAGMA wal_autocheckpoint = 4000")
         version = self._version()
         # The bodies are not read through: that would take as long as reading all of them.
         for table in ("tasks", "inputs") if version else ():

@@ -1,15 +1,16 @@
 """Tasks as rows, and back. Pure functions.
 
 A row is what the tables hold of a task, in the order of ``TASK_COLUMNS``; times are seconds since
-1970, and what has parts is JSON.
+1970. What has parts is a list or an object here; it becomes JSON with the row, and comes back so.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
+
+from pydantic_core import from_json
 
 from ..errors import FailureReason, TaskError
 from ..task import (
@@ -40,10 +41,10 @@ def row_of(task: Task) -> Row:
         _seconds(task.started_at),
         finished_at,
         _seconds(task.deadline),
-        worker and json.dumps([worker.slot, worker.generation, worker.pid, worker.device]),
-        task.progress and json.dumps([task.progress.fraction, task.progress.message]),
-        task.error and json.dumps(asdict(task.error)),
-        task.output,
+        worker and (worker.slot, worker.generation, worker.pid, worker.device),
+        task.progress and (task.progress.fraction, task.progress.message),
+        task.error and asdict(task.error),
+        task.output and (task.output,),  # plain text would end at the first NUL (SQLite 3.40)
         0 if task.result is None else len(task.result),
         task.callback.state.value,
         Lane.first_of(task.state).value if pending else None,
@@ -72,11 +73,11 @@ def task_of(row: Row, journal_id: str, result: bytes | None = None) -> Task:
         started_at=_moment(started_at),
         finished_at=_moment(finished_at),
         deadline=_moment(deadline),
-        worker=WorkerReference(*json.loads(worker)) if worker else None,
-        progress=Progress(*json.loads(progress)) if progress else None,
+        worker=WorkerReference(*from_json(worker)) if worker else None,
+        progress=Progress(*from_json(progress)) if progress else None,
         result=result,
-        error=_error_of(json.loads(error)) if error else None,
-        output=output,
+        error=_error_of(from_json(error)) if error else None,
+        output=from_json(output)[0] if output else None,
         callback=Callback(CallbackState(callback), attempts, last_error),
     )
 

@@ -21,7 +21,7 @@ MIGRATIONS = (
         started_at REAL,
         finished_at REAL,
         deadline REAL,
-        worker TEXT,                    -- JSON, as are progress and error
+        worker TEXT,                    -- JSON, as are progress, error and output
         progress TEXT,
         error TEXT,
         output TEXT,
