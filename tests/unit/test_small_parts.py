@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ogpu.service import wire
 from ogpu.service.backoff import Backoff
 from ogpu.service.errors import FailureReason, WireError
-from ogpu.service.http.run import _preferred_wait_s
+from ogpu.service.http.inputs import preferred_wait_s
 from ogpu.service.logger import (
     FAIL_LEVEL,
     SUCCESS_LEVEL,
@@ -74,7 +74,7 @@ def test_retry_after_as_a_date() -> None:
     ],
 )
 def test_the_prefer_header_is_read_as_rfc_7240_writes_it(header: bytes, seconds: float) -> None:
-    assert _preferred_wait_s({"headers": [(b"host", b"x"), (b"prefer", header)]}) == seconds
+    assert preferred_wait_s({"headers": [(b"host", b"x"), (b"prefer", header)]}) == seconds
 
 
 def record(level: int, message: str, **extra: object) -> logging.LogRecord:

@@ -29,8 +29,8 @@ from .errors import SettingsError
 from .events import TaskEvents
 from .handler import Handler
 from .http.app import Application, Rooms, create_app
-from .http.protocol import ClientLimits, limited_protocol
-from .http.run import Waiters
+from .http.clients import ClientLimits, limited_protocol
+from .http.waiters import Waiters
 from .journal import Database, Journal
 from .logger import batch_lines, logger
 from .metrics import Metrics

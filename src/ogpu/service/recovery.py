@@ -17,6 +17,7 @@ from .errors import FailureReason, TaskError
 from .handler import Handler
 from .journal import Journal
 from .logger import logger
+from .outbox.receivers import lanes_of
 from .pool.supervisor import Supervisor
 from .task import Outcome, Task, TaskState
 
@@ -36,6 +37,8 @@ async def recover(
             len(tasks),
             journal.undelivered,
         )
+    if journal.undelivered and not lanes_of(settings):
+        logger.warning("There is nobody to deliver to: CALLBACK_URL is not set any more")
     for task in tasks:
         handler = handlers.get(task.function)
         failure = _why_not_again(task, handler, settings.max_attempts)

@@ -29,8 +29,9 @@ from .auth import KeyCheck
 from .events import EventCalls
 from .health import PoolCalls
 from .problem import JOURNAL_UNAVAILABLE, Problem
-from .run import RunEndpoint, Waiters
+from .run import RunEndpoint
 from .tasks import TaskCalls, TaskFinder
+from .waiters import Waiters
 
 if TYPE_CHECKING:
     from ..outbox.outbox import Outbox

@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from ..journal import Journal
 from ..metrics import CONTENT_TYPE, Metrics
-from ..pool.supervisor import PoolState, Supervisor
+from ..pool.states import PoolState
+from ..pool.supervisor import Supervisor
 from .problem import NOT_READY, STOPPING
 
 _REASONS = {

@@ -9,7 +9,6 @@ that the limits of the transport's buffer hold.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,6 +23,7 @@ class _CoalescingTransport:
         self._transport = transport
         self._loop = loop
         self._kept: list[bytes] = []
+        self._is_lost = False
 
     def write(self, data: bytes) -> None:
         if not self._kept and len(data) <= _COALESCED_BYTES:
@@ -37,13 +37,21 @@ class _CoalescingTransport:
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
     def close(self) -> None:
         self._flush()
         self._transport.close()
 
+    def connection_lost(self) -> None:
+        """Drop what is written from now on: uvicorn goes on answering pipelined requests."""
+        self._is_lost = True
+
     def _flush(self) -> None:
         kept, self._kept = self._kept, []
-        if kept:
+        if kept and not self._is_lost:
             self._transport.write(kept[0] if len(kept) == 1 else b"".join(kept))
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a transport has
@@ -56,19 +64,9 @@ class OneWriteProtocol(HttpToolsProtocol):
     def connection_made(  # type: ignore[override]  # as uvicorn itself declares it
         self, transport: asyncio.Transport
     ) -> None:
-        coalescing = _CoalescingTransport(transport, self.loop)
-        super().connection_made(cast("asyncio.Transport", coalescing))
+        self._coalescing = _CoalescingTransport(transport, self.loop)
+        super().connection_made(cast("asyncio.Transport", self._coalescing))
 
-
-@dataclass(frozen=True)
-class ClientLimits:
-    """What one client, and all of them together, may take of the front."""
-
-    max_connections: int
-    max_header_bytes: int
-    request_timeout_s: float
-
-
-def limited_protocol(limits: ClientLimits) -> type[OneWriteProtocol]:
-    """Return the protocol class that holds clients to ``limits``, for uvicorn to instantiate."""
-    return type("LimitedProtocol", (OneWriteProtocol,), {"limits": limits})
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._coalescing.connection_lost()
+        super().connection_lost(exc)

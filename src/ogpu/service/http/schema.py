@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..errors import FailureReason
 from ..pool.slot import ExitReason, SlotState
-from ..pool.supervisor import PoolState
+from ..pool.states import PoolState
 from ..task import CallbackState, TaskState
 from .auth import OPEN_PATHS
 

@@ -156,6 +156,8 @@ class Journal:
             JournalError: it could not be written.
         """
         await self._commits.stored(task.number)
+        if task.number not in self._records and not task.state.is_terminal:
+            raise JournalError(self.trouble or "the task was withdrawn")
 
     # --- transitions
 

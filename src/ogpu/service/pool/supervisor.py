@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timezone
-from enum import Enum
 
 from .. import wire
 from ..config import Settings
@@ -47,23 +46,7 @@ from .lives import Lives
 from .process import WorkerProcess
 from .queue import TaskQueue
 from .slot import ExitReason, Slot, SlotState
-
-
-class PoolState(str, Enum):
-    """What the pool as a whole is doing."""
-
-    STARTING = "starting"  # no worker has been ready yet
-    READY = "ready"
-    DRAINING = "draining"
-    BROKEN = "broken"
-
-
-class Admission(Enum):
-    """Whether new tasks are welcome."""
-
-    OPEN = "open"
-    PAUSED = "paused"  # POST /drain: what was accepted goes on; POST /resume opens again
-    CLOSED = "closed"  # the service stops
+from .states import Admission, PoolState
 
 
 class Supervisor:

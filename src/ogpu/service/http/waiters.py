@@ -1,0 +1,52 @@
+"""Requests that wait for the end of a task. Runs in the front."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..task import Task
+
+
+class Waiters:
+    """Requests that wait for the end of a task (a listener of the journal)."""
+
+    def __init__(self) -> None:
+        self._futures: dict[int, list[asyncio.Future[None]]] = {}
+
+    def on_transition(self, task: Task) -> None:
+        if task.state.is_terminal:
+            self.wake(task)
+
+    def wake(self, task: Task) -> None:
+        """Let the requests go on that wait for a task."""
+        for future in self._futures.pop(task.number, ()):
+            _wake(future)
+
+    def release(self) -> None:
+        """Let every request go on now: the service ends before their tasks do."""
+        for futures in self._futures.values():
+            for future in futures:
+                _wake(future)
+
+    async def wait(self, task: Task, timeout_s: float) -> bool:
+        """Wait for a task's end, for so long at most; return whether it has ended."""
+        if task.state.is_terminal or timeout_s <= 0:
+            return task.state.is_terminal
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        futures = self._futures.setdefault(task.number, [])
+        futures.append(future)
+        timer = loop.call_later(timeout_s, _wake, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            futures.remove(future)
+            if not futures:
+                self._futures.pop(task.number, None)
+        return task.state.is_terminal
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
