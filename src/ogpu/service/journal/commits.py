@@ -148,7 +148,10 @@ class GroupCommit:
     def touch(self, record: Record, *, soon: bool) -> None:
         """Have a task's row written again: with this step of the loop, or a moment later."""
         self._next.records[record.task.number] = record
-        self._hurry(_Pace.SOON if soon else _Pace.LAZY)
+        if soon:
+            self._hurry(_Pace.SOON)
+        elif self._pace is _Pace.RESTING:  # three times a task: otherwise the round has its time
+            self._hurry(_Pace.LAZY)
 
     def update_delivery(self, number: int, update: DeliveryUpdate) -> None:
         """Have a delivery's state written, of a task whose row is in the database."""

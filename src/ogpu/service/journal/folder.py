@@ -35,7 +35,7 @@ class StateFolder:
         """
         self.path = Path(path).absolute()
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(self.path)
             self._lock = os.open(
                 self.path / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
@@ -83,6 +83,18 @@ class StateFolder:
             f"OGPU_STATE_DIR={self.path}: the service with pid {owner} uses this folder; "
             "stop it, or give this one a folder of its own"
         )
+
+
+def _make(path: Path) -> None:
+    """Make a folder that is there after a power cut, too."""
+    if path.is_dir():
+        return
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)  # SQLite does the same for the entries in the folder itself
+    finally:
+        os.close(parent)
 
 
 def _unusable(path: Path, error: OSError) -> JournalError:
