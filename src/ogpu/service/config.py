@@ -34,7 +34,7 @@ SERVICE_PORT = 5555
 
 _MIB = 1024 * 1024
 _SECRETS = {"callback_secret", "api_key"}
-_URL_PASSWORD = re.compile(r"(?<=[a-z]:)//[^/@\s]*@")
+_URL_PASSWORD = re.compile(r"(?<=[a-z]:)//[^/\s]*@", re.IGNORECASE)
 MAX_TIMEOUT_S = 10 * 365 * 86400  # a date beyond datetime's range would be no deadline
 
 
@@ -154,6 +154,11 @@ class Settings(BaseSettings):
             signing_keys(secret)
         return secret
 
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _without_white_space(cls, key: object) -> object:
+        return key.strip() if isinstance(key, str) else key
+
     @property
     def slots(self) -> int:
         """How many slots the pool has."""
@@ -198,7 +203,7 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def _complaint(field_name: str, value: object, message: str) -> str:
-    shown = "'…'" if field_name in _SECRETS else repr(value)
+    shown = "'…'" if field_name in _SECRETS else _URL_PASSWORD.sub("//***@", repr(value))
     return f"{variable_of(field_name)}={shown}: {message}"
 
 

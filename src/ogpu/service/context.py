@@ -63,9 +63,9 @@ class CurrentTask:
             raise TypeError(f"progress() takes a number between 0 and 1 (got {fraction!r})")
         if message is not None and not isinstance(message, str):
             raise TypeError(f"the message of progress() is a text (got {message!r})")
-        if math.isnan(fraction):
+        if isinstance(fraction, float) and math.isnan(fraction):  # an int may be beyond floats
             raise ValueError("progress() takes a number between 0 and 1 (got NaN)")
-        self._report(min(max(float(fraction), 0.0), 1.0), message)
+        self._report(float(min(max(fraction, 0), 1)), message)
 
 
 _current: CurrentTask | None = None

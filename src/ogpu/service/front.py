@@ -30,6 +30,7 @@ from .events import TaskEvents
 from .handler import Handler
 from .http.app import Application, Rooms, create_app
 from .http.clients import ClientLimits, limited_protocol
+from .http.protocol import OneWriteProtocol
 from .http.waiters import Waiters
 from .journal import Database, Journal
 from .logger import batch_lines, logger
@@ -54,6 +55,12 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def drop_deaf_clients(self) -> None:
+        """Cut those off who do not read: nothing more reaches them, and uvicorn would wait."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, OneWriteProtocol) and connection.is_deaf:
+                connection.transport.abort()
 
 
 class _Stop:
@@ -177,6 +184,7 @@ class _Front:
         self._ends.flush()
         self._waiters.release()
         self._events.close()
+        server.drop_deaf_clients()
         server.should_exit = True
         if serving is not None:
             await asyncio.wait([serving], timeout=_SHUTDOWN_S)

@@ -3,7 +3,8 @@
 Runs in the front, once, before the port opens.
 
 1. What waited is queued again, in the order of its acceptance.
-2. What ran was interrupted: it runs again, as another attempt, unless OGPU_MAX_ATTEMPTS is reached.
+2. What ran was interrupted: it runs again, as another attempt, unless OGPU_MAX_ATTEMPTS such
+   attempts were lost. (What a drain cut short is not lost: it was queued again.)
 3. What this source has no function for fails, and stops nothing. (An input that no longer fits its
    model fails in the worker, which validates again.)
 """
@@ -53,21 +54,21 @@ async def recover(
                 task.function,
                 task.attempt + 1,
             )
-            journal.requeue(task)
-            supervisor.submit(task)
+            journal.requeue(task, is_loss=True)
+            supervisor.resubmit(task)
         else:
             waited = datetime.now(timezone.utc) - task.accepted_at
-            supervisor.submit(task, waited_s=max(0.0, waited.total_seconds()))
+            supervisor.resubmit(task, waited_s=max(0.0, waited.total_seconds()))
 
 
 def _why_not_again(task: Task, handler: Handler | None, max_attempts: int) -> TaskError | None:
     if handler is None:
         message = f"this source does not expose `{task.function}` any more"
         return TaskError(FailureReason.EXCEPTION, message, exception="UnknownFunction")
-    if task.state is TaskState.RUNNING and task.attempt >= max_attempts:
+    if task.state is TaskState.RUNNING and task.losses + 1 >= max_attempts:
         message = (
-            f"attempt {task.attempt}, the last one that OGPU_MAX_ATTEMPTS allows, was interrupted "
-            "by the end of the service"
+            f"attempt {task.attempt} was interrupted by the end of the service, and "
+            f"OGPU_MAX_ATTEMPTS={max_attempts} allows no other"
         )
         return TaskError(FailureReason.INTERRUPTED, message)
     return None

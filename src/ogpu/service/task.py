@@ -126,6 +126,7 @@ class Task:
     timeout_s: float | None = None
     state: TaskState = TaskState.QUEUED
     attempt: int = 1
+    losses: int = 0  # attempts that ended with their worker or their front, and not by our will
     accepted_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     started_at: datetime | None = None
     finished_at: datetime | None = None

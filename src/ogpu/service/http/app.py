@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from ..config import SDK_VERSION, Settings
@@ -87,6 +88,7 @@ def create_app(settings: Settings, handlers: dict[str, Handler], rooms: Rooms) -
     """Build the application."""
     app = FastAPIOffline(
         title="OpenGPU Service",
+        redirect_slashes=False,
         version=SDK_VERSION,
         description="POST a task to /run/{function}/{task_address}; GET it under /tasks.",
     )
@@ -179,7 +181,7 @@ def _document_run(app: FastAPI, handler: Handler) -> None:
     )
 
 
-async def _as_problem(_: Request, error: Exception) -> Response:
+async def _as_problem(request: Request, error: Exception) -> Response:
     """Answer what the router refuses (404, 405) in the same shape as everything else."""
     assert isinstance(error, HTTPException)
     slug = error.detail.lower().replace(" ", "-")
@@ -187,6 +189,10 @@ async def _as_problem(_: Request, error: Exception) -> Response:
         "This path or method does not exist here; see /docs."
     )
     response.headers.update(error.headers or {})
+    if error.status_code == 405:  # the router names the methods of one route, not of the path
+        routes = (r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE)
+        methods = {method for route in routes for method in route.methods or ()}
+        response.headers["allow"] = ", ".join(sorted(methods))
     return response
 
 

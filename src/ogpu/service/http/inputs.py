@@ -17,6 +17,8 @@ from .problem import VALIDATOR_FAILED
 
 _ADDRESS = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PREFER_WAIT = re.compile(rb'(?:^|[,;\s])wait\s*=\s*"?(\d{1,9})"?', re.IGNORECASE)
+# A quoted string that is no number: what looks like a preference in it is none.
+_QUOTED_TEXT = re.compile(rb'"[^"]*[^"0-9][^"]*"')
 SLOW_VALIDATION_S = 0.1
 
 
@@ -57,7 +59,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 def preferred_wait_s(scope: Scope) -> float:
     """Read ``Prefer: wait=S`` (RFC 7240, 4.3); 0 where there is none."""
     for name, value in scope["headers"]:
-        if name == b"prefer" and (match := _PREFER_WAIT.search(value)):
+        if name == b"prefer" and (match := _PREFER_WAIT.search(_QUOTED_TEXT.sub(b'""', value))):
             return float(match[1])
     return 0.0
 
@@ -130,4 +132,7 @@ def same_input(handler: Handler, known: bytes, given: bytes) -> bool:
     if known == given:
         return True
     validate = handler.input_model.model_validate_json
-    return bool(validate(known) == validate(given))
+    try:
+        return bool(validate(known) == validate(given))
+    except ValidationError:  # the model has changed since the task was accepted
+        return False

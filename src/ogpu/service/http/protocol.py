@@ -67,6 +67,11 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._coalescing = _CoalescingTransport(transport, self.loop)
         super().connection_made(cast("asyncio.Transport", self._coalescing))
 
+    @property
+    def is_deaf(self) -> bool:
+        """True while the client does not take what is written for it."""
+        return bool(self.flow.write_paused)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._coalescing.connection_lost()
         super().connection_lost(exc)

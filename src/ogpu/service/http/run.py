@@ -116,13 +116,18 @@ class RunEndpoint:
     async def _accept(self, handler: Handler, address: str, body: bytes) -> Task | Response:
         """Join the active task of that name, or record and queue a new one."""
         name = handler.name
-        task = self._journal.find_active(name, address)
-        if task is None and self._journal.may_be_undelivered(name, address):
-            found = await self._journal.find(address, name)
-            # While the disk was asked, another request may have begun a new task of that name.
-            task = self._journal.find_active(name, address) or next(iter(found), None)
-        if task is not None and task.is_active:
-            return await self._join(handler, task, body)
+        while True:
+            task = await self._find_active(name, address)
+            if task is None:
+                break
+            known = await self._input_of(task)
+            if known is not None:
+                return task if same_input(handler, known, body) else _conflict(task)
+            # It was delivered meanwhile, or is over and delivered once more: a POST is a new run,
+            # unless another request has begun one by now.
+            if self._journal.find_active(name, address) is None:
+                break
+        # Nothing is awaited from the last look to here, so that there is one task of a name.
         refusal = self._check_capacity()
         if refusal is not None:
             return refusal
@@ -130,19 +135,18 @@ class RunEndpoint:
         self._supervisor.submit(task)
         return task
 
-    async def _join(self, handler: Handler, task: Task, body: bytes) -> Task | Response:
-        known = task.input
-        if known is None:
-            known = (await self._journal.inputs([task.number], 0)).get(task.number)
-        if known is not None and same_input(handler, known, body):
-            return task
-        state = task.state.value
-        if task.state.is_terminal:
-            state += ", and its callback is not delivered yet,"
-        return INPUT_CONFLICT.response(
-            f"`{task.address}` is {state} with another input; use another address, or wait for its "
-            "end."
-        )
+    async def _find_active(self, function: str, address: str) -> Task | None:
+        task = self._journal.find_active(function, address)
+        if task is None and self._journal.may_be_undelivered(function, address):
+            found = await self._journal.find(address, function)
+            # While the disk was asked, another request may have begun a new task of that name.
+            task = self._journal.find_active(function, address) or next(iter(found), None)
+        return task if task is not None and task.is_active else None
+
+    async def _input_of(self, task: Task) -> bytes | None:
+        if task.input is not None:
+            return task.input
+        return (await self._journal.inputs([task.number], 0)).get(task.number)
 
     def _check_capacity(self) -> Response | None:
         if self._journal.trouble is not None:
@@ -164,3 +168,12 @@ class RunEndpoint:
             f"The task was not accepted: {why}. Try again later, or elsewhere.",
             retry_after_s=self._supervisor.retry_after_s,
         )
+
+
+def _conflict(task: Task) -> Response:
+    state = task.state.value
+    if task.state.is_terminal:
+        state += ", and its callback is not delivered yet,"
+    return INPUT_CONFLICT.response(
+        f"`{task.address}` is {state} with another input; use another address, or wait for its end."
+    )

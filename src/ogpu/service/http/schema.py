@@ -9,6 +9,7 @@ from fastapi import FastAPI, Path
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import FailureReason
+from ..events import EventKind
 from ..pool.slot import ExitReason, SlotState
 from ..pool.states import PoolState
 from ..task import CallbackState, TaskState
@@ -182,7 +183,21 @@ TASK: Responses = {200: {"description": "The task", "model": TaskView[BaseModel]
 PAGE: Responses = {200: {"description": "A page of tasks", "model": PageView}, **_ANY}
 CANCELLED: Responses = {**TASK, **_ENDED_409}
 LOGS: Responses = {200: _text("The last lines that the task printed", "text/plain"), **_FOUND}
-EVENTS: Responses = {200: _text("Server-sent events", "text/event-stream"), **_FOUND}
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": [kind.value for kind in EventKind]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
+EVENTS: Responses = {
+    200: {
+        "description": "Server-sent events",
+        "content": {"text/event-stream": {"itemSchema": _EVENT}},
+    },
+    **_FOUND,
+}
 SENT_AGAIN: Responses = {
     202: {"description": "The callback is on its way", "model": TaskView[BaseModel]},
     **_FOUND,

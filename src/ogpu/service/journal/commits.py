@@ -24,7 +24,7 @@ from ..errors import JournalError
 from ..logger import logger
 from ..metrics import Metrics
 from ..task import Task
-from .database import Batch, Database
+from .database import Batch, Database, Written
 from .deliveries import DeliveryUpdate
 from .rows import row_of
 
@@ -169,7 +169,7 @@ class GroupCommit:
             JournalError: it could not be written.
         """
         if number in self._next.records:
-            if self.trouble is not None:
+            if self._pace is _Pace.TROUBLED and self.trouble is not None:
                 raise JournalError(self.trouble)
             self._hurry(_Pace.SOON)
             await self._next.wait()
@@ -183,7 +183,7 @@ class GroupCommit:
             JournalError: it cannot be read.
         """
         for waited in (self._writing, self._next):
-            if waited and self.trouble is None:
+            if waited and self._pace is not _Pace.TROUBLED:
                 self._hurry(_Pace.SOON)
                 try:
                     await waited.wait()
@@ -200,7 +200,11 @@ class GroupCommit:
         try:
             await asyncio.wait_for(self._finish(), CLOSE_LIMIT_S)
         except (JournalError, asyncio.TimeoutError) as error:
-            logger.critical("The journal could not be closed in order: %s", error or "it hangs")
+            why = str(error) or "the disk hangs"
+            logger.critical("Not all could be written to the journal at the end: %s", why)
+        self._plan(_Pace.RESTING)
+        closing = self._loop.run_in_executor(self._thread, self._database.close)
+        await asyncio.wait([closing], timeout=CLOSE_LIMIT_S)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _finish(self) -> None:
@@ -208,8 +212,6 @@ class GroupCommit:
             if self._pace is not _Pace.WRITING:
                 self._write()
             await (self._writing or self._next).wait()
-        self._plan(_Pace.RESTING)
-        await self._loop.run_in_executor(self._thread, self._database.close)
 
     def _hurry(self, pace: _Pace) -> None:
         """Have the next round written at that pace, or sooner."""
@@ -240,7 +242,7 @@ class GroupCommit:
             done = self._loop.run_in_executor(self._thread, self._database.probe)
         done.add_done_callback(self._on_done)
 
-    def _on_done(self, done: asyncio.Future[float]) -> None:
+    def _on_done(self, done: asyncio.Future[Written]) -> None:
         if done.cancelled():  # at the end, when the thread is not waited for any more
             return
         written, self._writing = self._writing, None
@@ -248,10 +250,8 @@ class GroupCommit:
         if error is not None:
             self._fail(written or Round(), error)
             return
-        self._metrics.on_commit(done.result())
-        if self.trouble is not None:
-            self.trouble = None
-            logger.warning("The journal can be written again")
+        self._metrics.on_commit(done.result().took_s)
+        self._note_trouble(done.result().trouble)
         try:
             if written is not None:
                 self._take(written)
@@ -260,6 +260,15 @@ class GroupCommit:
             self._plan(_Pace.RESTING)
             if self._next:
                 self._hurry(after)
+            elif self.trouble is not None:  # look again whether there is room
+                self._plan(_Pace.LAZY, self._loop.call_later(RETRY_S, self._write))
+
+    def _note_trouble(self, trouble: str | None) -> None:
+        if trouble is not None and self.trouble is None:
+            logger.critical("Nothing is accepted for the present: %s", trouble)
+        elif trouble is None and self.trouble is not None:
+            logger.warning("The journal takes tasks again")
+        self.trouble = trouble
 
     def _take(self, written: Round) -> None:
         for record in written.records.values():
@@ -268,17 +277,15 @@ class GroupCommit:
         self._events.on_written(written)
 
     def _fail(self, failed: Round, error: BaseException) -> None:
-        if self.trouble is None:
-            logger.critical(
-                "The journal cannot be written: %s. Nothing is accepted until it can.",
-                error,
-                exc_info=None if isinstance(error, sqlite3.Error) else error,
-            )
-        self.trouble = f"the journal cannot be written: {error}"
+        if not isinstance(error, (sqlite3.Error, JournalError)):
+            logger.critical("The journal has a defect", exc_info=error)
+        trouble = f"the journal cannot be written: {error}"
+        self._note_trouble(trouble)
         later, self._next = self._next, failed.merged_with(self._next)
         for record in self._next.records.values():
-            record.has_input = not record.task.is_active  # so that it is written, or deleted, again
+            # What was never written is written again; what is over is deleted again.
+            record.has_input = record.has_row or not record.task.is_active
         self._events.on_not_written(self._next)
         for round_ in (failed, later):
-            round_.end(JournalError(self.trouble))
+            round_.end(JournalError(trouble))
         self._plan(_Pace.TROUBLED, self._loop.call_later(RETRY_S, self._write))

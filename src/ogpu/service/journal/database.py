@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from pydantic_core import to_json
@@ -22,6 +23,7 @@ from ..errors import JournalError
 from ..task import CallbackState, Task, TaskState
 from . import schema
 from .deliveries import Delivery, Lane
+from .disk import Disk
 from .folder import StateFolder
 from .rows import Row, task_of
 
@@ -36,6 +38,7 @@ _OVER = (
 )
 
 PRUNE_AT_ONCE = 250
+_AT = {name: index for index, name in enumerate(schema.TASK_COLUMNS)}
 
 Body = tuple[int, bytes]
 
@@ -49,6 +52,14 @@ class Batch:
     results: list[Body] = field(default_factory=list)
     deliveries: list[Row] = field(default_factory=list)
     settled: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How long a commit took, and why no new task should follow it (None: there is room)."""
+
+    took_s: float
+    trouble: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,7 @@ class Database:
         """
         self.is_durable = folder is not None
         self._where = MEMORY if folder is None else str(folder.private_file(_FILE))
+        self._disk = Disk(None if folder is None else self._where)
         try:
             self._connection = sqlite3.connect(
                 self._where, isolation_level=None, check_same_thread=False
@@ -91,13 +103,11 @@ class Database:
 
     def _prepare(self) -> None:
         execute = self._connection.execute
+        version = self._version()  # before anything is changed: it may be somebody else's file
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
         execute("PRAGMA temp_store = MEMORY")
-        # 16 MB of WAL: pages that many commits have written go to their place once (33 and 25 µs a
-        # row, in commits of 100 rows with random addresses, against 1,000 pages as it comes).
-        execute("PRAGMA wal_autocheckpoint = 4000")
-        version = self._version()
+        execute(f"PRAGMA wal_autocheckpoint = {self._disk.wal_pages}")
         # The bodies are not read through: that would take as long as reading all of them.
         for table in ("tasks", "inputs") if version else ():
             (verdict,) = execute(f"PRAGMA quick_check({table})").fetchone()
@@ -110,15 +120,17 @@ class Database:
             )
         self._connection.executescript(schema.BATCH)
         ((self.journal_id,),) = execute("SELECT value FROM facts WHERE name = 'journal_id'")
-        ((highest,),) = execute("SELECT max(number) FROM tasks")
-        self.last_number: int = highest or 0
+        highest = execute("SELECT seq FROM sqlite_sequence WHERE name = 'tasks'").fetchone()
+        self.last_number: int = 0 if highest is None else highest[0]
 
     def _version(self) -> int:
         ((version,),) = self._connection.execute("PRAGMA user_version")
         ((owner,),) = self._connection.execute("PRAGMA application_id")
         ((tables,),) = self._connection.execute("SELECT count(*) FROM sqlite_master")
         if tables and owner != schema.APPLICATION_ID:
-            raise JournalError(f"{self._where} is another program's database")
+            raise JournalError(
+                f"{self._where} is another program's database; give the service another folder"
+            )
         if version > len(schema.MIGRATIONS):
             raise JournalError(
                 f"{self._where} was written by a newer ogpu-service (schema {version}, this one "
@@ -139,13 +151,15 @@ class Database:
 
     # --- writing
 
-    def write(self, batch: Batch) -> float:
-        """Commit a batch; return how many seconds it took.
+    def write(self, batch: Batch) -> Written:
+        """Commit a batch.
 
         Raises:
-            sqlite3.Error: nothing of it was written.
+            sqlite3.Error, JournalError: nothing of it was written.
         """
         started = time.perf_counter()
+        body_bytes = sum(len(body) for _, body in chain(batch.inputs, batch.results))
+        self._disk.require(body_bytes, is_new=bool(batch.inputs))
         inputs, large_inputs = _split(batch.inputs)
         results, large_results = _split(batch.results)
         cells = tuple(
@@ -154,7 +168,7 @@ class Database:
         )
         if not large_inputs and not large_results:
             self._connection.execute(schema.WRITE_BATCH, cells)
-            return time.perf_counter() - started
+            return Written(time.perf_counter() - started, self._disk.trouble())
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for table, bodies in (("inputs", large_inputs), ("results", large_results)):
@@ -168,9 +182,9 @@ class Database:
             if self._connection.in_transaction:  # some errors have rolled it back already
                 self._connection.execute("ROLLBACK")
             raise
-        return time.perf_counter() - started
+        return Written(time.perf_counter() - started, self._disk.trouble())
 
-    def write_with_room(self, batch: Batch) -> float:
+    def write_with_room(self, batch: Batch) -> Written:
         """Commit a batch after what is in the WAL has gone to its place in the database.
 
         Raises:
@@ -179,7 +193,7 @@ class Database:
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return self.write(batch)
 
-    def probe(self) -> float:
+    def probe(self) -> Written:
         """Write something that changes nothing, to see whether writing works again.
 
         Raises:
@@ -190,19 +204,29 @@ class Database:
         self._connection.execute(
             "INSERT OR REPLACE INTO facts VALUES ('probe', hex(randomblob(2048)))"
         )
-        return time.perf_counter() - started
+        return Written(time.perf_counter() - started, self._disk.trouble())
 
-    def prune(self, *, any_age: bool, finished_before: float) -> Kept:
-        """Forget the oldest of what is over, or of what ended long ago: PRUNE_AT_ONCE at most.
+    def prune(self, excess: Kept, finished_before: float) -> Kept:
+        """Forget the oldest of what is over, as much as is too much, and what ended long ago.
+
+        It forgets PRUNE_AT_ONCE tasks at most; return how much that was.
 
         Raises:
             sqlite3.Error: nothing was forgotten.
         """
-        rows = self._connection.execute(
-            f"SELECT number, result_bytes FROM tasks WHERE {_OVER} "  # noqa: S608 - constants
+        is_crowded = excess.tasks > 0 or excess.result_bytes > 0
+        oldest = self._connection.execute(
+            f"SELECT number, result_bytes, finished_at < ? FROM tasks WHERE {_OVER} "  # noqa: S608 - constants
             "AND (? OR finished_at < ?) ORDER BY number LIMIT ?",
-            (any_age, finished_before, PRUNE_AT_ONCE),
-        ).fetchall()
+            (finished_before, is_crowded, finished_before, PRUNE_AT_ONCE),
+        )
+        rows: list[tuple[int, int]] = []
+        left_tasks, left_bytes = excess.tasks, excess.result_bytes
+        for number, size, is_old in oldest.fetchall():
+            if is_old or left_tasks > 0 or left_bytes > 0:
+                rows.append((number, size))
+                left_tasks -= 1
+                left_bytes -= size
         if not rows:
             return Kept(0, 0)
         numbers = to_json([number for number, _ in rows]).decode()
@@ -240,12 +264,13 @@ class Database:
             f"SELECT function, address FROM tasks WHERE callback = '{CallbackState.PENDING.value}'"  # noqa: S608 - constants
         ).fetchall()
 
-    def find(self, address: str, *, with_result: bool = True) -> list[Task]:
+    def find(self, address: str) -> list[Task]:
         """Return the newest task of each function that knows this address."""
         newest: dict[str, Task] = {}
         for row in self._rows("address = ? ORDER BY number DESC", (address,)):
-            if row[1] not in newest:
-                newest[row[1]] = self._task(row, with_result=with_result)
+            function = row[_AT["function"]]
+            if function not in newest:
+                newest[function] = self._task(row)
         return list(newest.values())
 
     def page(
@@ -258,9 +283,8 @@ class Database:
         found: list[Task] = []
         size = 0
         for row in self._rows(
-            "(?1 IS NULL OR state = ?1) AND (?2 IS NULL OR number < ?2) "
-            "ORDER BY number DESC LIMIT ?3",
-            (state and state.value, below, limit + 1),
+            "(? IS NULL OR state = ?) AND (? IS NULL OR number < ?) ORDER BY number DESC LIMIT ?",
+            (state and state.value, state and state.value, below, below, limit + 1),
         ):
             size += _size_of(row)
             if len(found) == limit or (found and size > most_bytes):
@@ -295,13 +319,13 @@ class Database:
             "callback = 'pending' AND callback_lane = ? ORDER BY callback_due LIMIT ?",
             (lane.value, limit + len(held) + 1),
         ):
-            if row[0] in held:
+            if row[_AT["number"]] in held:
                 continue
-            when, since = row[-2:]
+            when, since = row[_AT["callback_due"]], row[_AT["callback_since"]]
             if when > now or len(due) == limit or size > most_bytes:
                 return due, when
             size += _size_of(row)
-            due.append(Delivery(self._task(row), lane, row[16], since))
+            due.append(Delivery(self._task(row), lane, row[_AT["callback_attempts"]], since))
         return due, None
 
     def _tasks(self, condition: str) -> list[Task]:
@@ -314,9 +338,10 @@ class Database:
             values,
         )
 
-    def _task(self, row: Row, *, with_result: bool = True) -> Task:
-        has_result = with_result and row[3] == TaskState.SUCCEEDED.value
-        return task_of(row, self.journal_id, self._body("results", row[0]) if has_result else None)
+    def _task(self, row: Row) -> Task:
+        has_result = row[_AT["state"]] == TaskState.SUCCEEDED.value
+        result = self._body("results", row[_AT["number"]]) if has_result else None
+        return task_of(row, self.journal_id, result)
 
     def _body(self, table: str, number: int) -> bytes | None:
         row = self._connection.execute(
@@ -328,7 +353,7 @@ class Database:
 
 def _size_of(row: Row) -> int:
     """Estimate how many bytes a row's task takes as JSON."""
-    return 1000 + int(row[13]) + sum(len(row[i] or "") for i in (11, 12))
+    return 1000 + int(row[_AT["result_bytes"]]) + len(row[_AT["error"]] or "")
 
 
 def _split(bodies: list[Body]) -> tuple[list[tuple[int, str]], list[Body]]:

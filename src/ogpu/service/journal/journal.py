@@ -162,17 +162,18 @@ class Journal:
     # --- transitions
 
     def start(self, task: Task, worker: WorkerReference, at: datetime) -> None:
-        """Record that a worker was given the task; its clock runs from ``at``."""
+        """Record that a worker is given the task; its clock runs from ``at``."""
         task.advance(TaskState.RUNNING)
         task.started_at = at
         task.worker = worker
         task.deadline = None if task.timeout_s is None else at + timedelta(seconds=task.timeout_s)
         self._record(task)
 
-    def requeue(self, task: Task) -> None:
-        """Record that a task is to run again: its worker or its front was lost meanwhile."""
+    def requeue(self, task: Task, *, is_loss: bool) -> None:
+        """Record that a task is to run again: its worker or its front was lost, or had to stop."""
         task.advance(TaskState.QUEUED)
         task.attempt += 1
+        task.losses += is_loss
         task.started_at = task.worker = task.deadline = task.progress = None
         self._record(task)
 
@@ -206,7 +207,11 @@ class Journal:
 
     def _record(self, task: Task) -> None:
         record = self._records[task.number]
-        self._commits.touch(record, soon=task.callback.state is CallbackState.PENDING)
+        # A callback waits for the end of its task. And of a task that was answered 202 the disk is
+        # soon to know that it runs; one whose client waits is written once, when it is over.
+        is_begun = record.has_row and task.state is TaskState.RUNNING
+        soon = is_begun or task.callback.state is CallbackState.PENDING
+        self._commits.touch(record, soon=soon)
         for listener in self._on_transition:
             listener(task)
 
@@ -251,8 +256,10 @@ class Journal:
                     await self.stored(known)
                 return [known]
         found = {task.function: task for task in await self._read_all(address)}
-        for task in self._by_address.get(address, ()):
+        for task in list(self._by_address.get(address, ())):
             found[task.function] = task
+            if task.state.is_terminal:
+                await self.stored(task)
         return [t for t in found.values() if function is None or t.function == function]
 
     async def _read_all(self, address: str) -> list[Task]:
@@ -273,11 +280,6 @@ class Journal:
     def unfinished(self) -> list[Task]:
         """Return the tasks in memory that have not ended."""
         return [r.task for r in self._records.values() if not r.task.state.is_terminal]
-
-    def is_on_disk(self, task: Task) -> bool:
-        """Return whether the database holds the task and, while it is active, its input."""
-        record = self._records.get(task.number)
-        return record is None or record.has_row
 
     # --- what becomes of commits (CommitEvents)
 

@@ -8,33 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
 
 from ..errors import JournalError
 from .commits import GroupCommit
-from .database import PRUNE_AT_ONCE, Database
+from .database import PRUNE_AT_ONCE, Database, Kept
 
 _CROWD_EVERY_S = 5.0  # how often to look whether there are too many, while tasks end
 _AGE_EVERY_S = 60.0
 
 
-@dataclass(frozen=True)
-class KeptLimits:
-    """How much of what is over is kept."""
-
-    tasks: int
-    result_bytes: int
-
-
 # With 1 kB a task, 100,000 take 100 MB of disk beside their results.
-DISK_LIMITS = KeptLimits(tasks=100_000, result_bytes=1024**3)
-MEMORY_LIMITS = KeptLimits(tasks=10_000, result_bytes=256 * 1024**2)
+DISK_LIMITS = Kept(tasks=100_000, result_bytes=1024**3)
+MEMORY_LIMITS = Kept(tasks=10_000, result_bytes=256 * 1024**2)
 
 
 class Pruner:
     """Keeps the journal within its limits."""
 
-    def __init__(self, commits: GroupCommit, limits: KeptLimits, task_ttl_s: float) -> None:
+    def __init__(self, commits: GroupCommit, limits: Kept, task_ttl_s: float) -> None:
         self._commits = commits
         self._limits = limits
         self._task_ttl_s = task_ttl_s
@@ -72,14 +63,12 @@ class Pruner:
         kept = await self._commits.read(Database.kept)
         tasks, result_bytes = kept.tasks, kept.result_bytes
         while True:
-            is_crowded = tasks > self._limits.tasks or result_bytes > self._limits.result_bytes
-            old = time.time() - self._task_ttl_s
-            pruned = await self._commits.read(
-                lambda database, crowded=is_crowded, old=old: database.prune(  # type: ignore[misc]
-                    any_age=crowded, finished_before=old
-                )
-            )
+            excess = Kept(tasks - self._limits.tasks, result_bytes - self._limits.result_bytes)
+            pruned = await self._forget(excess, time.time() - self._task_ttl_s)
             tasks -= pruned.tasks
             result_bytes -= pruned.result_bytes
             if pruned.tasks < PRUNE_AT_ONCE:
                 return
+
+    async def _forget(self, excess: Kept, finished_before: float) -> Kept:
+        return await self._commits.read(lambda database: database.prune(excess, finished_before))

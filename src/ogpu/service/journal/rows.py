@@ -37,14 +37,16 @@ def row_of(task: Task) -> Row:
         task.address,
         task.state.value,
         task.attempt,
+        task.losses,
         task.accepted_at.timestamp(),
         _seconds(task.started_at),
         finished_at,
         _seconds(task.deadline),
         worker and (worker.slot, worker.generation, worker.pid, worker.device),
-        task.progress and (task.progress.fraction, task.progress.message),
-        task.error and asdict(task.error),
-        task.output and (task.output,),  # plain text would end at the first NUL (SQLite 3.40)
+        task.progress and (task.progress.fraction, _clean(task.progress.message)),
+        task.error and {name: _clean(value) for name, value in asdict(task.error).items()},
+        # As JSON: plain text would end at the first NUL (SQLite 3.40).
+        task.output and (_clean(task.output),),
         0 if task.result is None else len(task.result),
         task.callback.state.value,
         Lane.first_of(task.state).value if pending else None,
@@ -58,8 +60,8 @@ def row_of(task: Task) -> Row:
 def task_of(row: Row, journal_id: str, result: bytes | None = None) -> Task:
     """Return the task that a row describes; its input stays in the journal."""
     (
-        number, function, address, state, attempt, accepted_at, started_at, finished_at, deadline,
-        worker, progress, error, output, _, callback, _, attempts, last_error, *_,
+        number, function, address, state, attempt, losses, accepted_at, started_at, finished_at,
+        deadline, worker, progress, error, output, _, callback, _, attempts, last_error, *_,
     ) = row  # fmt: skip
     return Task(
         number=number,
@@ -69,6 +71,7 @@ def task_of(row: Row, journal_id: str, result: bytes | None = None) -> Task:
         input=None,
         state=TaskState(state),
         attempt=attempt,
+        losses=losses,
         accepted_at=datetime.fromtimestamp(accepted_at, timezone.utc),
         started_at=_moment(started_at),
         finished_at=_moment(finished_at),
@@ -89,6 +92,11 @@ def task_id(journal_id: str, number: int) -> str:
 
 def _error_of(fields: dict[str, Any]) -> TaskError:
     return TaskError(**{**fields, "reason": FailureReason(fields["reason"])})
+
+
+def _clean(value: Any) -> Any:  # noqa: ANN401 - what a field of an error may be
+    """Return a text with what UTF-8 can say; one lone surrogate would spoil a whole commit."""
+    return value.encode("utf-8", "backslashreplace").decode() if type(value) is str else value
 
 
 def _seconds(moment: datetime | None) -> float | None:

@@ -12,11 +12,13 @@ MIGRATIONS = (
     INSERT INTO facts VALUES ('journal_id', lower(hex(randomblob(12))));
 
     CREATE TABLE tasks (
-        number INTEGER PRIMARY KEY,     -- in the order of acceptance
+        number INTEGER PRIMARY KEY AUTOINCREMENT,  -- in the order of acceptance; never again
         function TEXT NOT NULL,
         address TEXT NOT NULL,
-        state TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN (
+            'queued', 'running', 'succeeded', 'failed', 'timed_out', 'cancelled', 'expired')),
         attempt INTEGER NOT NULL,
+        losses INTEGER NOT NULL,        -- attempts that ended with their worker or front
         accepted_at REAL NOT NULL,      -- seconds since 1970, as all times here
         started_at REAL,
         finished_at REAL,
@@ -26,7 +28,7 @@ MIGRATIONS = (
         error TEXT,
         output TEXT,
         result_bytes INTEGER NOT NULL,
-        callback TEXT NOT NULL,
+        callback TEXT NOT NULL CHECK (callback IN ('none', 'pending', 'delivered', 'given_up')),
         callback_lane TEXT,
         callback_attempts INTEGER NOT NULL,
         callback_error TEXT,
@@ -44,7 +46,7 @@ MIGRATIONS = (
 )
 
 TASK_COLUMNS = (
-    "number", "function", "address", "state", "attempt", "accepted_at", "started_at",
+    "number", "function", "address", "state", "attempt", "losses", "accepted_at", "started_at",
     "finished_at", "deadline", "worker", "progress", "error", "output", "result_bytes",
     "callback", "callback_lane", "callback_attempts", "callback_error", "callback_due",
     "callback_since",

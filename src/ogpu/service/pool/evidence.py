@@ -57,6 +57,13 @@ def cancelled(task: Task, output: str | None) -> Outcome:
     return Outcome(TaskState.CANCELLED, error=error, output=output)
 
 
+def input_lost(task: Task) -> Outcome:
+    """Return the end of a queued task whose input is not in the journal: that is damaged."""
+    message = f"the input of `{task.function}` is not in the journal any more"
+    error = TaskError(FailureReason.EXCEPTION, message, exception="InputLost")
+    return Outcome(TaskState.FAILED, error=error)
+
+
 def expired(task: Task, timeout_s: float) -> Outcome:
     """Return the end of a task that has waited for a worker for too long."""
     message = f"`{task.function}` waited for more than {timeout_s:g} s (OGPU_QUEUE_TIMEOUT)"
@@ -83,8 +90,8 @@ def worker_died(
 def interrupted(task: Task, gone: wire.Gone) -> Outcome:
     """Return the end of a task that no worker lived to take, several times in a row."""
     message = (
-        f"attempt {task.attempt}, the last one that OGPU_MAX_ATTEMPTS allows, was interrupted: the "
-        f"worker {describe_end(gone)} before it took the task"
+        f"attempt {task.attempt} was interrupted: the worker {describe_end(gone)} before it took "
+        "the task, and OGPU_MAX_ATTEMPTS allows no other"
     )
     error = TaskError(FailureReason.INTERRUPTED, message, None, None, gone.signal, gone.exit_code)
     return Outcome(TaskState.FAILED, error=error)

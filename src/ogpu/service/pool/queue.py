@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
+from typing import Protocol
 
 from ..errors import JournalError
 from ..journal import Journal
@@ -27,28 +28,33 @@ _READ_TASKS = 64
 _READ_AGAIN_S = 1.0  # after a read that failed
 
 
-class TaskQueue:
-    """Tasks in the order in which they run.
+class QueueEvents(Protocol):
+    """Who wants to know what becomes of those that wait."""
 
-    Args:
-        timeout_s: how long a task may wait; None: for ever.
-        on_expired: called with a task that has waited too long, and is out of the queue.
-        on_loaded: called when the task at the head may have got its input.
-    """
+    def on_expired(self, task: Task) -> None:
+        """Take a task that has waited too long, and is out of the queue."""
+
+    def on_input_lost(self, task: Task) -> None:
+        """Take a task whose input is not in the journal, and that is out of the queue."""
+
+    def on_loaded(self) -> None:
+        """Take notice that the task at the head may have got its input."""
+
+
+class TaskQueue:
+    """Tasks in the order in which they run; one may wait for ``timeout_s``, or for ever."""
 
     def __init__(
         self,
         journal: Journal,
         background: Background,
         timeout_s: float | None,
-        on_expired: Callable[[Task], None],
-        on_loaded: Callable[[], None],
+        events: QueueEvents,
     ) -> None:
         self._journal = journal
         self._background = background
         self._timeout_s = timeout_s
-        self._on_expired = on_expired
-        self._on_loaded = on_loaded
+        self._events = events
         self._loop = asyncio.get_running_loop()
         self._tasks: OrderedDict[int, Task] = OrderedDict()
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -128,7 +134,7 @@ class TaskQueue:
 
     def _expire(self, task: Task) -> None:
         if self.remove(task):
-            self._on_expired(task)
+            self._events.on_expired(task)
 
     def _read_inputs(self) -> None:
         if not self._reading:
@@ -138,18 +144,29 @@ class TaskQueue:
     async def _read(self) -> None:
         """Read the inputs of the next tasks that lack one."""
         lacking = (number for number, task in self._tasks.items() if task.input is None)
+        wanted = list(islice(lacking, _READ_TASKS))
         try:
-            bodies = await self._journal.inputs(list(islice(lacking, _READ_TASKS)), MEMORY_BYTES)
+            bodies = await self._journal.inputs(wanted, MEMORY_BYTES)
         except JournalError as error:
             logger.error("Inputs of queued tasks cannot be read: %s", error)
             await asyncio.sleep(_READ_AGAIN_S)
-            bodies = {}
+        else:
+            self._take(wanted, bodies)
         finally:
             self._reading = False
-        for number, body in bodies.items():
+        self._events.on_loaded()
+
+    def _take(self, wanted: list[int], bodies: dict[int, bytes]) -> None:
+        if bodies:  # those behind the last one were too large to be read
+            wanted = wanted[: wanted.index(next(reversed(bodies))) + 1]
+        for number in wanted:
             task = self._tasks.get(number)
-            if task is not None and task.input is None:
-                self._count(task, -1)
-                task.input = body
-                self._count(task, 1)
-        self._on_loaded()
+            if task is None or task.input is not None:
+                continue
+            if number not in bodies:
+                self.remove(task)
+                self._events.on_input_lost(task)
+                continue
+            self._count(task, -1)
+            task.input = bodies[number]
+            self._count(task, 1)

@@ -1,25 +1,21 @@
-"""The supervisor: which worker runs which task, until when, and what becomes of it.
+"""The supervisor: the pool as the rest of the front sees it, and what workers say and come to.
 
-Runs in the front, on its event loop, and owns the queue and the slots; nothing else changes them.
-The lives of the workers themselves are in ``lives.py``.
+Runs in the front, on its event loop. It owns the slots, whose lives are in ``lives.py``, and the
+queue, which ``dispatcher.py`` works off; nothing else changes them.
 
-1. A task waits in one FIFO queue until a slot is ready; then it goes to that slot's worker, and
-   its clock starts. One task a worker at a time. One that waits too long expires.
+1. A task is submitted; the dispatcher gives it to a worker when its turn comes.
 2. The worker answers: the slot takes the next task first, then the answer is recorded.
-3. The deadline passes, or somebody cancels: the task's end is recorded, the worker is killed.
-4. A worker ends by itself: its task fails with what is known (signal, exit code, last output).
+3. A worker ends by itself: its task fails with what is known (signal, exit code, last output).
    Had it not read the order yet, the task is queued again, first in line: it is innocent. The
    last worker that OGPU_MAX_ATTEMPTS allows is one too many: there is something about that input.
-5. The front stops: what runs has a moment to end; then it is killed, and queued for the next start.
+4. The front stops: what runs has a moment to end; then it is killed, and queued for the next start.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime, timezone
 
 from .. import wire
 from ..config import Settings
@@ -30,21 +26,12 @@ from ..logger import logger
 from ..metrics import Metrics
 from ..task import Outcome, Progress, Task
 from .background import Background
+from .dispatcher import Dispatcher
 from .estimate import Estimate
-from .evidence import (
-    cancelled,
-    expired,
-    failed_in_worker,
-    interrupted,
-    succeeded,
-    timed_out,
-    with_output,
-    worker_died,
-)
+from .evidence import failed_in_worker, interrupted, succeeded, with_output, worker_died
 from .launcher import Launcher
 from .lives import Lives
 from .process import WorkerProcess
-from .queue import TaskQueue
 from .slot import ExitReason, Slot, SlotState
 from .states import Admission, PoolState
 
@@ -70,20 +57,21 @@ class Supervisor:
             settings, functions, launcher, self, self._background, (metrics, self._estimate)
         )
         self.slots = self._lives.slots
-        self.queue = TaskQueue(
-            journal, self._background, settings.queue_timeout, self._on_expired, self._dispatch
+        self._dispatcher = Dispatcher(
+            self._lives,
+            journal,
+            self._background,
+            self._estimate,
+            settings.queue_timeout,
+            self._note_idle,
         )
         self._queue_size = settings.queue_size
-        self._queue_timeout_s = settings.queue_timeout
         self._max_attempts = settings.max_attempts
         self._journal = journal
         self._on_fatal = on_fatal
         self._admission = Admission.OPEN
         self._is_broken = False
-        self._runs = 0
         self._idle = asyncio.Event()
-        journal.on_stored(self.queue.on_stored)
-        journal.on_withdrawn(self._on_withdrawn)
 
     # --- what the rest of the front asks
 
@@ -104,12 +92,12 @@ class Supervisor:
     @property
     def queue_depth(self) -> int:
         """How many tasks wait for a worker."""
-        return len(self.queue)
+        return len(self._dispatcher.queue)
 
     @property
     def queue_is_full(self) -> bool:
         """True when no more tasks may wait."""
-        return len(self.queue) >= self._queue_size
+        return self.queue_depth >= self._queue_size
 
     @property
     def ready_workers(self) -> int:
@@ -125,7 +113,7 @@ class Supervisor:
     def retry_after_s(self) -> int:
         """In how many seconds the pool is expected to have worked off its queue."""
         return self._estimate.retry_after_s(
-            waiting=len(self.queue), slots=len(self.slots), ready=self.ready_workers
+            waiting=self.queue_depth, slots=len(self.slots), ready=self.ready_workers
         )
 
     def count_workers(self) -> dict[str, int]:
@@ -135,7 +123,7 @@ class Supervisor:
 
     def output_of(self, task: Task) -> str | None:
         """Return the last lines that a task has printed until now."""
-        slot = self._slot_of(task)
+        slot = self._dispatcher.slot_of(task)
         if slot is None or slot.process is None:
             return task.output
         slot.process.output.drain()
@@ -147,19 +135,17 @@ class Supervisor:
         """Begin to fill the slots."""
         self._lives.begin()
 
-    def submit(self, task: Task, *, waited_s: float = 0.0) -> None:
-        """Queue a task; it runs when its turn comes."""
-        self.queue.append(task, waited_s=waited_s)
-        self.guard(self._dispatch)
+    def submit(self, task: Task) -> None:
+        """Queue a new task; it runs when its turn comes."""
+        self.guard(self._dispatcher.submit, task)
+
+    def resubmit(self, task: Task, *, waited_s: float = 0.0) -> None:
+        """Queue a task of an earlier front, which has waited for so long already."""
+        self.guard(self._dispatcher.resubmit, task, waited_s)
 
     def cancel(self, task: Task) -> None:
         """End a task that has not ended: take it out of the queue, or kill its worker."""
-        slot = self._slot_of(task)
-        if slot is None:
-            self.queue.remove(task)
-            self._journal.finish(task, cancelled(task, None))
-        else:
-            self._cut_short(slot, task, cancelled, ExitReason.CANCELLED)
+        self._dispatcher.cancel(task)
 
     def pause(self) -> None:
         """Accept nothing more, until ``resume``; what was accepted goes on."""
@@ -176,7 +162,7 @@ class Supervisor:
 
     async def drain(self, timeout_s: float) -> bool:
         """Accept nothing more for good and let tasks end; return whether they did in time."""
-        self._admission = Admission.CLOSED
+        self._close()
         self._note_idle()
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
@@ -186,102 +172,24 @@ class Supervisor:
 
     async def stop(self, timeout_s: float) -> None:
         """End every worker and the template. Tasks that run are cut short, and queued again."""
-        self._admission = Admission.CLOSED
-        self.queue.close()
+        self._close()
+        self._dispatcher.queue.close()
         await self._lives.stop(timeout_s)
         for slot in self.slots:  # those whose death the template could not tell any more
-            task = self._take_back(slot)
+            task = self._dispatcher.take_back(slot)
             if task is not None:
-                self._journal.requeue(task)
+                self._journal.requeue(task, is_loss=self._is_broken)
         await self._background.cancel()
 
-    # --- giving out work
-
-    def _dispatch(self) -> None:
-        if self._admission is Admission.CLOSED and self._journal.durable:
-            return  # what waits is safe, and the next start runs it
-        for slot in self.slots:
-            if slot.state is SlotState.READY:
-                task = self.queue.pop()
-                if task is None:
-                    return
-                self._give(slot, task)
-
-    def _give(self, slot: Slot, task: Task) -> None:
-        process = slot.process
-        assert process is not None
-        assert task.input is not None
-        slot.move(SlotState.BUSY)
-        slot.task = task
-        self._runs += 1
-        slot.run = self._runs
-        process.output.begin_task(task)
-        started_at = datetime.now(timezone.utc)
-        deadline_at = deadline_s = None
-        if task.timeout_s is not None:
-            deadline_at = started_at.timestamp() + task.timeout_s
-            deadline_s = slot.deadline_s = time.monotonic() + task.timeout_s
-            self._set_timer(slot, task.timeout_s)
-        # The clocks were read before the worker can begin; what is recorded may come after.
-        order = wire.Run(
-            slot.run, task.function, task.address, task.attempt, deadline_at, deadline_s
-        )
-        process.send(order, task.input)
-        self._journal.start(task, process.reference, started_at)
-
-    def _set_timer(self, slot: Slot, delay_s: float) -> None:
-        slot.deadline_timer = self._lives.call_later(delay_s, self._on_deadline, slot)
-
-    def _on_deadline(self, slot: Slot) -> None:
-        remaining_s = slot.deadline_s - time.monotonic()
-        if remaining_s > 0:  # the loop's clock stands still during a step, so its timers are early
-            self._set_timer(slot, remaining_s)
-            return
-        assert slot.task is not None
-        self._cut_short(slot, slot.task, timed_out, ExitReason.TIMED_OUT)
-
-    def _cut_short(
-        self,
-        slot: Slot,
-        task: Task,
-        outcome: Callable[[Task, str | None], Outcome],
-        reason: ExitReason,
-    ) -> None:
-        """Record the end of a running task, then kill its worker."""
-        assert slot.process is not None
-        slot.process.output.drain()
-        self._take_back(slot)
-        self._finish(task, outcome(task, slot.process.output.tail()))
-        self._lives.end_worker(slot, reason)
-        self._note_idle()
-
-    def _take_back(self, slot: Slot) -> Task | None:
-        """Free a slot of its task, which is about to end or to be queued again."""
-        task, slot.task = slot.task, None
-        if slot.deadline_timer is not None:
-            slot.deadline_timer.cancel()
-            slot.deadline_timer = None
-        return task
-
-    def _finish(self, task: Task, outcome: Outcome) -> None:
-        self._journal.finish(task, outcome)
-        if task.started_at is not None and task.finished_at is not None:
-            self._estimate.note_run((task.finished_at - task.started_at).total_seconds())
-
-    def _slot_of(self, task: Task) -> Slot | None:
-        return next((slot for slot in self.slots if slot.task is task), None)
-
-    def _on_expired(self, task: Task) -> None:
-        assert self._queue_timeout_s is not None
-        self._journal.finish(task, expired(task, self._queue_timeout_s))
-
-    def _on_withdrawn(self, task: Task) -> None:
-        self.queue.remove(task)
+    def _close(self) -> None:
+        self._admission = Admission.CLOSED
+        # What waits is safe where the journal outlives us, and the next start runs it.
+        self._dispatcher.is_closed = self._journal.durable
 
     def _note_idle(self) -> None:
         if self._admission is Admission.CLOSED:
             busy = any(slot.task is not None for slot in self.slots)
-            if not busy and (self._journal.durable or not self.queue):
+            if not busy and (self._journal.durable or not self.queue_depth):
                 self._idle.set()
 
     # --- what a worker says (WorkerEvents)
@@ -313,13 +221,13 @@ class Supervisor:
         output = slot.process.output.tail()
         if output is not None:
             outcome = with_output(outcome, output)
-        task = self._take_back(slot)
+        task = self._dispatcher.take_back(slot)
         assert task is not None
         slot.tasks_done += 1
         slot.failures = 0
         slot.move(SlotState.READY)
-        self.guard(self._dispatch)  # first: the worker works while the answer is recorded
-        self._finish(task, outcome)
+        self.guard(self._dispatcher.dispatch)  # first: it works while the answer is recorded
+        self._dispatcher.finish(task, outcome)
         self._note_idle()
 
     def _on_progress(self, slot: Slot, message: wire.Progressed) -> None:
@@ -343,25 +251,25 @@ class Supervisor:
 
     def on_ready(self, slot: Slot) -> None:
         del slot
-        self._dispatch()
+        self._dispatcher.dispatch()
 
     def on_lost(self, slot: Slot, process: WorkerProcess, gone: wire.Gone) -> None:
-        task = self._take_back(slot)
+        task = self._dispatcher.take_back(slot)
         if task is None:
             return
         if slot.exit_reason is ExitReason.SHUT_DOWN:
-            self._journal.requeue(task)  # the next start runs it, where the journal outlives us
-        elif process.orders_unread and task.attempt < self._max_attempts:
+            # The next start runs it, where the journal outlives us.
+            self._journal.requeue(task, is_loss=self._is_broken)
+        elif process.orders_unread and task.losses + 1 < self._max_attempts:
             logger.warning("[%s] queued again: its worker died before it took it", task.address)
-            self._journal.requeue(task)
-            self.queue.append_first(task)
-            self._dispatch()
+            self._journal.requeue(task, is_loss=True)
+            self._dispatcher.submit_first(task)
         elif process.orders_unread:
-            self._finish(task, interrupted(task, gone))
+            self._dispatcher.finish(task, interrupted(task, gone))
         else:
             broken = slot.exit_reason is ExitReason.BROKEN_CHANNEL
             output = process.output.tail()
-            self._finish(task, worker_died(task, gone, output, channel_broken=broken))
+            self._dispatcher.finish(task, worker_died(task, gone, output, channel_broken=broken))
         self._note_idle()
 
     def on_fatal(self, error: Exception) -> None:

@@ -13,6 +13,7 @@ A deadline is none of this file's business: the front kills the process.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import socket
@@ -168,7 +169,7 @@ class _Worker:
                 order.attempt,
                 None if at is None else datetime.fromtimestamp(at, timezone.utc),
                 order.deadline_s,
-                self._progress.report,
+                functools.partial(self._progress.report, order.run),
             )
         )
         os.environ[_ADDRESS_VARIABLE] = order.task_address

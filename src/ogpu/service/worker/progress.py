@@ -45,26 +45,31 @@ class ProgressReporter:
                 self._channel.send_or_drop(self._kept)
                 self._kept = None
 
-    def report(self, fraction: float, message: str | None) -> None:
-        """Send a report now, or keep it for a moment."""
+    def report(self, run: int, fraction: float, message: str | None) -> None:
+        """Send a report of a run now, or keep it for a moment; drop it where that is over."""
         if os.getpid() != self._pid:  # a child that the handler forked has the parent's channel
             return
         with self._lock:
-            if self._run is None:
+            if run != self._run:
                 return
-            self._kept = wire.Progressed(self._run, fraction, _cleaned(message))
-            wait_s = self._sent_s + MIN_INTERVAL_S - time.monotonic()
-            if wait_s <= 0:
-                self._send_kept()
-            elif self._timer is None:
-                self._timer = threading.Timer(wait_s, self._on_timer)
-                self._timer.daemon = True
-                self._timer.start()
+            self._kept = wire.Progressed(run, fraction, _cleaned(message))
+            if self._timer is None:
+                self._send_or_wait()
 
     def _on_timer(self) -> None:
         with self._lock:
             self._timer = None
+            if self._kept is not None:
+                self._send_or_wait()
+
+    def _send_or_wait(self) -> None:
+        wait_s = self._sent_s + MIN_INTERVAL_S - time.monotonic()
+        if wait_s <= 0:
             self._send_kept()
+            return
+        self._timer = threading.Timer(wait_s, self._on_timer)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _send_kept(self) -> None:
         if self._kept is not None:

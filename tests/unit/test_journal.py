@@ -1,0 +1,488 @@
+"""The journal: what it keeps, how it commits, what it does when the disk does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ogpu.service.errors import FailureReason, JournalError, TaskError
+from ogpu.service.journal import Database, DeliveryUpdate, Lane, StateFolder, commits, pruning
+from ogpu.service.journal import schema as journal_schema
+from ogpu.service.journal.database import Batch
+from ogpu.service.task import CallbackState, Outcome, Progress, Task, TaskState
+from support.journal import (
+    FULL,
+    NOW,
+    RESULT_LANES,
+    SUCCESS,
+    WORKER,
+    accepted,
+    ended,
+    failure,
+    on_loop,
+    opened,
+    until,
+)
+
+MOST = 2**40
+
+
+# --- commits
+
+
+@on_loop
+async def test_what_one_step_of_the_loop_accepts_shares_a_commit() -> None:
+    """A hundred tasks accepted at once cost one commit, and the next ones another."""
+    async with opened() as (journal, database):
+        before = database.commits
+        await asyncio.gather(*(accepted(journal, f"a{number}") for number in range(100)))
+        assert database.commits == before + 1
+        await asyncio.gather(*(accepted(journal, f"b{number}") for number in range(100)))
+        assert database.commits == before + 2
+
+
+@on_loop
+async def test_what_nobody_waits_for_is_written_within_a_moment(tmp_path: Path) -> None:
+    """An end that nobody asks for is on the disk soon, and its task is out of the memory."""
+    async with opened(tmp_path) as (journal, database):
+        task = await accepted(journal)
+        journal.start(task, WORKER, NOW)
+        journal.finish(task, SUCCESS)
+        commits_before = database.commits
+        await until(lambda: database.commits > commits_before, "a commit", timeout_s=1)
+        await until(lambda: journal.find_active("f", "a") is None, "forgotten", timeout_s=1)
+        other = sqlite3.connect(tmp_path / "journal.db")
+        assert other.execute("SELECT state FROM tasks").fetchall() == [("succeeded",)]
+        other.close()
+
+
+@given(st.binary(max_size=100) | st.text(max_size=50).map(str.encode))
+@example(b"x" * 32 * 1024)
+@example(b"x" * (32 * 1024 + 1))
+@example(b"\0" * 3_000_000)
+@example(b'\xef\xbb\xbf"\\u0000\\ud800 \xe2\x80\xa8"')
+def test_bodies_come_back_byte_for_byte(body: bytes) -> None:
+    """Whatever its bytes and its size: an input, a result, and beside a large one of another."""
+    database = Database(None)
+    large = b"\xff" * 40_000
+    database.write(Batch(inputs=[(1, body), (2, large)], results=[(3, body)]))
+    database.write(Batch(inputs=[(4, body)]))
+    assert database.inputs([1, 2, 4], MOST) == {1: body, 2: large, 4: body}
+    assert database._body("results", 3) == body
+    database.close()
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "ü\u2028\n\U0001f600", "'\"\\"])
+@on_loop
+async def test_a_task_is_the_same_after_a_restart(tmp_path: Path, text: str) -> None:
+    """Every field, with any text that a handler may print, or that its exception may say."""
+    error = TaskError(FailureReason.EXCEPTION, text, text, text, 9, 1, text, text)
+    async with opened(tmp_path) as (journal, _):
+        task = await accepted(journal)
+        journal.start(task, WORKER, NOW)
+        journal.note_progress(task, Progress(1 / 3, text))
+        journal.finish(task, Outcome(TaskState.FAILED, error=error, output=text))
+        await journal.stored(task)
+    async with opened(tmp_path) as (journal, _):
+        (found,) = await journal.find("a")
+        task.timeout_s = None  # the handler's, not the task's
+        clean = text.encode("utf-8", "backslashreplace").decode()  # what UTF-8 can say of it
+        task.error = TaskError(error.reason, clean, clean, clean, 9, 1, clean, clean)
+        task.progress, task.output = Progress(1 / 3, clean), clean
+        assert {n: getattr(found, n) for n in Task.__slots__} == {
+            n: getattr(task, n) for n in Task.__slots__
+        }
+        assert (found.deadline, found.worker) == (task.deadline, WORKER)
+
+
+# --- names, deliveries, pages, forgetting
+
+
+@on_loop
+async def test_a_requeued_task_forgets_the_worker_it_never_reached() -> None:
+    async with opened() as (journal, _):
+        task = await accepted(journal)
+        journal.start(task, WORKER, NOW)
+        assert task.deadline is not None
+        journal.requeue(task, is_loss=True)
+        assert (task.state, task.attempt) == (TaskState.QUEUED, 2)
+        assert (task.started_at, task.worker, task.deadline) == (None, None, None)
+
+
+@on_loop
+async def test_an_address_may_serve_several_functions_and_ids_are_unique() -> None:
+    """Also over journals: an id is what a receiver knows a delivery by."""
+    async with opened() as (journal, _), opened() as (other, _):
+        one, two = (journal.accept(function, "a", b"", None) for function in "fg")
+        assert journal.find_active("f", "a") is one
+        assert {task.id for task in await journal.find("a")} == {one.id, two.id}
+        assert await journal.find("b") == []
+        assert len({one.id, two.id, (await accepted(other)).id}) == 3
+
+
+@on_loop
+async def test_deliveries_come_in_the_order_in_which_they_are_due() -> None:
+    """As many as wanted, none that is held, none too early; and with the time to look again."""
+    async with opened(lanes=RESULT_LANES) as (journal, _):
+        tasks = [await ended(journal, f"a{number}") for number in range(5)]
+        for task, due in zip(tasks, (30.0, 10.0, 20.0, 50.0, 40.0), strict=True):
+            update = DeliveryUpdate(CallbackState.PENDING, Lane.RESULTS_AGAIN, 2, "no", due, 1.0)
+            journal.record_delivery(task, update)
+
+        async def due_at(now: float, held: set[int], limit: int, most: int = MOST) -> object:
+            lane, names = Lane.RESULTS_AGAIN, frozenset(tasks[n].number for n in held)
+            due, again = await journal.due_deliveries(lane, now, names, limit, most)
+            assert all((d.lane, d.attempts, d.since) == (lane, 2, 1.0) for d in due)
+            assert all(d.task.result == SUCCESS.result for d in due)
+            return [int(d.task.address[1:]) for d in due], again
+
+        assert await due_at(35, set(), 10) == ([1, 2, 0], 40.0)
+        assert await due_at(35, {2}, 10) == ([1, 0], 40.0)
+        assert await due_at(35, {1, 2}, 1) == ([0], 40.0)
+        assert await due_at(35, set(), 2) == ([1, 2], 30.0)
+        assert await due_at(99, set(), 5) == ([1, 2, 0, 4, 3], None)
+        assert await due_at(99, set(), 5, most=1) == ([1], 20.0)
+        assert await due_at(5, set(), 5) == ([], 10.0)
+        assert await due_at(99, set(), 0) == ([], 10.0)
+        assert await journal.due_deliveries(Lane.RESULTS, 1e12, frozenset(), 5, MOST) == ([], None)
+
+
+@given(states=st.lists(st.sampled_from(["queued", "running", "failed"]), max_size=12),
+       limit=st.integers(1, 5), most=st.sampled_from([1, 2500, MOST]))  # fmt: skip
+def test_pages_show_each_task_once_newest_first(states: list[str], limit: int, most: int) -> None:
+    """For every limit, of one state or of all, also where a page ends early for its size."""
+
+    async def turn_pages() -> None:
+        async with opened() as (journal, _):
+            for state in states:
+                task = await (ended(journal, "a", failure()) if state == "failed"
+                              else accepted(journal, "a"))  # fmt: skip
+                if state == "running":
+                    journal.start(task, WORKER, NOW)
+            for state in (None, TaskState.QUEUED, TaskState.RUNNING, TaskState.FAILED):
+                seen: list[int] = []
+                below, has_more = None, True
+                while has_more:
+                    page, has_more = await journal.page(state, below, limit, most)
+                    assert len(page) <= limit
+                    assert page or not has_more
+                    seen += (task.number for task in page)
+                    below = seen[-1] if seen else None
+                wanted = [n for n, s in enumerate(states, 1) if state in (None, s)]
+                assert seen == wanted[::-1]
+
+    asyncio.run(turn_pages())
+
+
+@pytest.mark.parametrize(
+    ("limits", "ttl_s", "kept"),
+    [
+        (pruning.Kept(3, MOST), 1e9, ["t2", "t3", "t4"]),
+        (pruning.Kept(1000, 3 * len(SUCCESS.result or b"")), 1e9, ["t2", "t3", "t4"]),
+        (pruning.Kept(1000, MOST), 1e-9, []),
+        (pruning.Kept(1000, MOST), 1e9, ["t0", "t1", "t2", "t3", "t4"]),
+    ],
+    ids=["number", "bytes", "age", "within"],
+)
+@on_loop
+async def test_the_oldest_of_what_is_over_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, limits: pruning.Kept, ttl_s: float, kept: list[str]
+) -> None:
+    """No more than is needed; never what is active, nor an end that is not delivered yet."""
+    monkeypatch.setattr("ogpu.service.journal.journal.MEMORY_LIMITS", limits)
+    monkeypatch.setattr(pruning, "_CROWD_EVERY_S", 0.001)
+    monkeypatch.setattr(pruning, "_AGE_EVERY_S", 0.0)
+    async with opened(lanes=(Lane.RESULTS,), task_ttl_s=ttl_s) as (journal, database):
+        await accepted(journal, "queued")
+        running = await accepted(journal, "running")
+        journal.start(running, WORKER, NOW)
+        await ended(journal, "undelivered")
+        for number in range(5):
+            task = await ended(journal, f"t{number}")
+            update = DeliveryUpdate(CallbackState.DELIVERED, Lane.RESULTS, 1, None, None, 1.0)
+            journal.record_delivery(task, update)
+        await journal.settle()
+        looks = database.prunes
+        await until(lambda: database.prunes > looks + 1, "two looks, of which one began after")
+        names = [task.address for task in (await journal.page(None, None, 100, MOST))[0]]
+        assert names == [*kept[::-1], "undelivered", "running", "queued"]
+        assert len(await journal.inputs(range(100), MOST)) == 3
+
+
+# --- the file and the folder
+
+
+def an_old_journal(folder: Path) -> Path:
+    """Make a journal with a queued and a succeeded task, closed in order."""
+
+    async def fill() -> None:
+        async with opened(folder) as (journal, _):
+            await accepted(journal, "queued", b"x" * 9000)
+            for number in range(200):  # the table has more than one page
+                await ended(journal, f"a{number}")
+
+    asyncio.run(fill())
+    return folder / "journal.db"
+
+
+def reopen(folder: Path) -> str:
+    """Open a journal that cannot be opened; return what that says."""
+    state = StateFolder(str(folder))
+    try:
+        with pytest.raises(JournalError) as raised:
+            Database(state)
+        return str(raised.value)
+    finally:
+        state.close()
+
+
+def in_sql(statement: str) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        connection = sqlite3.connect(file)
+        connection.executescript(statement)
+        connection.close()
+
+    return change
+
+
+def in_another_programs(file: Path) -> None:
+    file.unlink()
+    in_sql("CREATE TABLE songs (name TEXT)")(file)
+
+
+def cut_short(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip_bytes(file: Path) -> None:
+    """Spoil the pages of the tasks, and nothing else."""
+    connection = sqlite3.connect(file)
+    ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tasks'")
+    connection.close()
+    with file.open("r+b") as data:
+        data.seek((root - 1) * 4096)
+        page = data.read(4096)
+        data.seek((root - 1) * 4096)
+        data.write(bytes(byte ^ 0xFF for byte in page))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint", "remedy"),
+    [
+        (in_sql("PRAGMA user_version = 99"), "newer ogpu-service (schema 99", "another folder"),
+        (in_another_programs, "another program's database", "another folder"),
+        (lambda file: file.write_text("Dear diary,\n" * 999), "damaged", "put it aside"),
+        (cut_short, "damaged", "put it aside"),
+        (flip_bytes, "damaged", "put it aside"),
+    ],
+    ids=["newer", "another program's", "text", "cut short", "flipped bytes"],
+)
+def test_a_file_that_is_no_good_journal_is_refused_and_left_alone(
+    tmp_path: Path, spoil: Callable[[Path], None], complaint: str, remedy: str
+) -> None:
+    """The message names the file and says what to do; not a byte of the file is changed."""
+    file = an_old_journal(tmp_path)
+    spoil(file)
+    before = file.read_bytes()
+    message = reopen(tmp_path)
+    assert str(file) in message
+    assert complaint in message
+    assert remedy in message
+    assert file.read_bytes() == before
+
+
+@on_loop
+async def test_a_journal_of_an_older_schema_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scripts that it lacks are run, once, all or nothing; its tasks are kept."""
+    async with opened(tmp_path) as (journal, _):
+        await accepted(journal, "queued", b"{1}")
+        await ended(journal, "over")
+    first = journal_schema.MIGRATIONS
+    broken = (*first, "CREATE TABLE more (n); INSERT INTO more VALUES (1); SELECT nonsense;")
+    monkeypatch.setattr(journal_schema, "MIGRATIONS", broken)
+    assert "nonsense" in reopen(tmp_path)
+    more = "CREATE TABLE more (n); INSERT INTO more VALUES (1);"
+    monkeypatch.setattr(journal_schema, "MIGRATIONS", (*first, more))
+    for _ in range(2):
+        async with opened(tmp_path) as (journal, database):
+            states = [
+                (t.address, t.state.value) for t in (await journal.page(None, None, 9, MOST))[0]
+            ]
+            assert states == [("over", "succeeded"), ("queued", "queued")]
+            assert await journal.inputs([1, 2], MOST) == {1: b"{1}"}
+            assert database._connection.execute("SELECT n FROM more").fetchall() == [(1,)]
+    monkeypatch.setattr(journal_schema, "MIGRATIONS", first)
+    assert "newer ogpu-service (schema 2" in reopen(tmp_path)
+
+
+def test_a_folder_is_one_process_s_at_a_time_and_free_after_its_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one is told who has it; after a SIGKILL, when nobody tidies up, it is free."""
+    folder = tmp_path / "state"
+    code = (
+        "import sys; from ogpu.service.journal import StateFolder; "
+        "folder = StateFolder(sys.argv[1]); print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"locked\n"
+        monkeypatch.setattr("ogpu.service.journal.folder._LOCK_WAIT_S", 0.1)
+        with pytest.raises(JournalError) as raised:
+            StateFolder(str(folder))
+        assert f"OGPU_STATE_DIR={folder}: the service with pid {owner.pid} uses" in str(
+            raised.value
+        )
+        owner.send_signal(signal.SIGKILL)
+    StateFolder(str(folder)).close()
+
+
+@on_loop
+async def test_nobody_else_can_read_the_journal(tmp_path: Path) -> None:
+    """Folder 0700, files 0600, the WAL and what belongs to it among them."""
+    folder = tmp_path / "state"
+    async with opened(folder) as (journal, _):
+        await accepted(journal)
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+    assert set(modes) == {"journal.db", "journal.db-wal", "journal.db-shm", "lock"}
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+# --- a disk that takes nothing
+
+
+@on_loop
+async def test_what_a_full_disk_does_not_take_is_not_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Queued tasks are withdrawn, and whoever waits, or asks later, is told why; nothing hangs."""
+    monkeypatch.setattr(commits, "RETRY_S", 0.001)
+    withdrawn: list[Task] = []
+    async with opened() as (journal, database):
+        journal.on_withdrawn(withdrawn.append)
+        database.is_full = True
+        tasks = [journal.accept("f", name, b"{}", None) for name in ("a", "b")]
+        with pytest.raises(JournalError, match=FULL):
+            await journal.stored(tasks[0])
+        assert withdrawn == tasks
+        with pytest.raises(JournalError, match=FULL):  # as a request with Prefer: wait does
+            await journal.stored(tasks[1])
+        assert FULL in (journal.trouble or "")
+        with pytest.raises(JournalError, match=FULL):
+            journal.accept("f", "c", b"{}", None)
+        assert await journal.find("a") == []
+        database.is_full = False
+        await until(lambda: journal.trouble is None, "no trouble")
+        with pytest.raises(JournalError):
+            await journal.stored(tasks[1])
+        await accepted(journal, "a")
+        assert [task.address for task in (await journal.page(None, None, 9, MOST))[0]] == ["a"]
+
+
+@on_loop
+async def test_what_runs_while_the_disk_is_full_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end, and what came of deliveries, are written when the disk takes them again."""
+    monkeypatch.setattr(commits, "RETRY_S", 0.001)
+    update = DeliveryUpdate(CallbackState.DELIVERED, Lane.RESULTS, 1, None, None, 1.0)
+    async with opened(tmp_path, RESULT_LANES) as (journal, database):
+        delivered, known = await ended(journal, "delivered"), await accepted(journal, "known")
+        database.is_full = True
+        new = journal.accept("f", "new", b"{}", None)
+        for task in (new, known):
+            journal.start(task, WORKER, NOW)
+        await until(lambda: journal.trouble, "trouble")
+        journal.record_delivery(delivered, update)
+        for task in (new, known):
+            journal.finish(task, SUCCESS)
+        waiting = asyncio.ensure_future(journal.stored(known))
+        with pytest.raises(JournalError, match=FULL):
+            await waiting
+        assert journal.undelivered == 3
+        refusals = database.refusals
+        await until(lambda: database.refusals > refusals + 1, "it is tried again and again")
+        database.is_full = False
+        await until(lambda: journal.trouble is None, "no trouble")
+        await journal.stored(new)
+        assert journal.undelivered == 2
+    async with opened(tmp_path, RESULT_LANES) as (journal, _):
+        due, _ = await journal.due_deliveries(Lane.RESULTS, 1e12, frozenset(), 9, MOST)
+        assert {d.task.address for d in due} == {"new", "known"}
+        assert all(d.task.result == SUCCESS.result for d in due)
+        (told,) = await journal.find("delivered")
+        assert told.callback.state is CallbackState.DELIVERED
+
+
+@pytest.mark.parametrize("function", ["f", None])
+@on_loop
+async def test_an_end_that_is_not_on_the_disk_is_not_shown(function: str | None) -> None:
+    """After a crash the task would run again, and could end otherwise."""
+    async with opened() as (journal, database):
+        task = await accepted(journal)
+        journal.start(task, WORKER, NOW)
+        await journal.settle()
+        database.is_full = True
+        journal.finish(task, SUCCESS)
+        await until(lambda: journal.trouble, "trouble")
+        with pytest.raises(JournalError, match=FULL):
+            await journal.find("a", function)
+        database.is_full = False
+
+
+@on_loop
+async def test_closing_while_the_disk_is_full_ends_soon_and_for_good(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried once more, and told; nothing is tried after that."""
+    monkeypatch.setattr(commits, "RETRY_S", 0.01)
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    async with opened(close=False) as (journal, database):
+        task = await accepted(journal)
+        journal.start(task, WORKER, NOW)
+        database.is_full = True
+        journal.finish(task, SUCCESS)
+        started = time.monotonic()
+        await journal.close()
+        assert time.monotonic() - started < 2
+    assert (
+        f"written to the journal at the end: the journal cannot be written: {FULL}" in caplog.text
+    )
+    loop = asyncio.get_running_loop()
+    later = loop.create_future()
+    loop.call_later(5 * commits.RETRY_S, later.set_result, None)  # after the timer of a retry
+    await later
+    assert complaints == []
+
+
+@on_loop
+async def test_a_disk_that_hangs_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Closing waits for so long and no longer, and says so."""
+    monkeypatch.setattr(commits, "CLOSE_LIMIT_S", 0.1)
+    async with opened(close=False) as (journal, database):
+        database.hold.clear()
+        journal.accept("f", "a", b"{}", None)
+        await journal.close()
+        database.hold.set()
+        await until(lambda: database.commits, "the end of the hang")
+    assert "written to the journal at the end: the disk hangs" in caplog.text
