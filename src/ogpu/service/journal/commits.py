@@ -88,6 +88,16 @@ class Round:
         both.deliveries = {**self.deliveries, **later.deliveries}
         return both
 
+    def split(self) -> tuple[Round, Round]:
+        """Return a round with the task of this one that has the least result, and the rest."""
+        if len(self.records) < 2:
+            return self, Round()
+        least = min(self.records.values(), key=lambda record: len(record.task.result or b""))
+        one = Round()
+        one.deliveries, self.deliveries = self.deliveries, {}
+        one.records[least.task.number] = self.records.pop(least.task.number)
+        return one, self
+
     def batch(self) -> Batch:
         """Return the rows of now."""
         batch = Batch()
@@ -233,10 +243,13 @@ class GroupCommit:
     def _write(self) -> None:
         self._plan(_Pace.WRITING)
         if self._next:
-            self._writing, self._next = self._next, Round()
-            # A failed commit may have left the WAL full: a checkpoint makes room in it first.
-            healthy = self.trouble is None
-            work = self._database.write if healthy else self._database.write_with_room
+            work = self._database.write
+            self._writing, rest = self._next, Round()
+            if self.trouble is not None:
+                # Many ends may not fit on the disk together; each, when it is there, makes room.
+                work = self._database.write_with_room
+                self._writing, rest = self._next.split()
+            self._next = rest
             done = self._loop.run_in_executor(self._thread, work, self._writing.batch())
         else:
             done = self._loop.run_in_executor(self._thread, self._database.probe)
@@ -259,7 +272,7 @@ class GroupCommit:
             after, self._after = self._after, _Pace.LAZY
             self._plan(_Pace.RESTING)
             if self._next:
-                self._hurry(after)
+                self._hurry(after if self.trouble is None else _Pace.SOON)
             elif self.trouble is not None:  # look again whether there is room
                 self._plan(_Pace.LAZY, self._loop.call_later(RETRY_S, self._write))
 

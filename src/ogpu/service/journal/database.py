@@ -10,6 +10,7 @@ one thread from then on. Nothing here knows what a transition means.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -104,6 +105,8 @@ class Database:
     def _prepare(self) -> None:
         execute = self._connection.execute
         version = self._version()  # before anything is changed: it may be somebody else's file
+        if not version:
+            execute("PRAGMA auto_vacuum = INCREMENTAL")
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
         execute("PRAGMA temp_store = MEMORY")
@@ -185,12 +188,12 @@ class Database:
         return Written(time.perf_counter() - started, self._disk.trouble())
 
     def write_with_room(self, batch: Batch) -> Written:
-        """Commit a batch after what is in the WAL has gone to its place in the database.
+        """Commit a batch after giving back what the file holds and does not need.
 
         Raises:
-            sqlite3.Error: nothing of it was written.
+            sqlite3.Error, JournalError: nothing of it was written.
         """
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._make_room()
         return self.write(batch)
 
     def probe(self) -> Written:
@@ -200,11 +203,24 @@ class Database:
             sqlite3.Error: it does not.
         """
         started = time.perf_counter()
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._make_room()
         self._connection.execute(
             "INSERT OR REPLACE INTO facts VALUES ('probe', hex(randomblob(2048)))"
         )
         return Written(time.perf_counter() - started, self._disk.trouble())
+
+    def _make_room(self) -> None:
+        """Empty the WAL, and give free pages back to the disk, in steps for which there is room."""
+        execute = self._connection.execute
+        execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        free = math.inf
+        while True:
+            ((still_free,),) = execute("PRAGMA freelist_count")
+            if not 0 < still_free < free:
+                return
+            free = still_free
+            execute(f"PRAGMA incremental_vacuum({self._disk.vacuum_pages})").fetchall()
+            execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def prune(self, excess: Kept, finished_before: float) -> Kept:
         """Forget the oldest of what is over, as much as is too much, and what ended long ago.

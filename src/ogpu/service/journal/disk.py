@@ -31,6 +31,7 @@ class Disk:
         self._margin_bytes = min(_MARGIN_BYTES, total // _PART_OF_DISK)
         pages = total // _PART_OF_DISK // _PAGE_BYTES
         self.wal_pages = max(_LEAST_WAL_PAGES, min(_WAL_PAGES, pages))
+        self.vacuum_pages = max(8, self._margin_bytes // _PAGE_BYTES // 4)
 
     def require(self, body_bytes: int, *, is_new: bool) -> None:
         """Check that so many bytes can be written, and the WAL still go to its place after them.
@@ -38,8 +39,9 @@ class Disk:
         Raises:
             JournalError: there is no room for them; for new tasks that is so a little sooner.
         """
-        margin = self._margin_bytes if is_new else 0
-        if self._folder is not None and self._free_bytes() < body_bytes + margin:
+        # The result of a new task may be as large as its input, and comes before that goes.
+        needed = 3 * body_bytes + self._margin_bytes if is_new else body_bytes
+        if self._folder is not None and self._free_bytes() < needed:
             raise JournalError(self._words())
 
     def trouble(self) -> str | None:

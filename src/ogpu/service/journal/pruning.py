@@ -1,5 +1,8 @@
 """Forgets tasks that are over: what ended long ago, and the oldest beyond a number and a size.
 
+When the disk has taken nothing for a minute it forgets half of them at a time: what comes is worth
+more than what was.
+
 Runs in the front; the deletions are the journal's thread's, a few at a time, with commits between.
 """
 
@@ -10,11 +13,13 @@ import contextlib
 import time
 
 from ..errors import JournalError
+from ..logger import logger
 from .commits import GroupCommit
 from .database import PRUNE_AT_ONCE, Database, Kept
 
 _CROWD_EVERY_S = 5.0  # how often to look whether there are too many, while tasks end
 _AGE_EVERY_S = 60.0
+_PATIENCE_S = 60.0
 
 
 # With 1 kB a task, 100,000 take 100 MB of disk beside their results.
@@ -30,6 +35,7 @@ class Pruner:
         self._limits = limits
         self._task_ttl_s = task_ttl_s
         self._ended = 0
+        self._well_s = time.monotonic()  # when the disk was last known to be well
         self._work: asyncio.Task[None] | None = None
 
     def note_end(self) -> None:
@@ -47,11 +53,17 @@ class Pruner:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._work
 
+    @property
+    def _is_stuck(self) -> bool:
+        return time.monotonic() - self._well_s > _PATIENCE_S
+
     async def _prune_for_ever(self) -> None:
         next_age_s = 0.0
         while True:
             now_s = time.monotonic()
-            if self._ended or now_s >= next_age_s:
+            if self._commits.trouble is None:
+                self._well_s = now_s
+            if self._ended or now_s >= next_age_s or self._is_stuck:
                 next_age_s = now_s + _AGE_EVERY_S
                 self._ended = 0
                 # A journal that cannot be read or written says so itself, and is tried again.
@@ -61,9 +73,12 @@ class Pruner:
 
     async def _prune(self) -> None:
         kept = await self._commits.read(Database.kept)
-        tasks, result_bytes = kept.tasks, kept.result_bytes
+        tasks, result_bytes, most = kept.tasks, kept.result_bytes, self._limits.tasks
+        if self._is_stuck and tasks:
+            most = tasks // 2
+            logger.warning("Forgetting %d finished tasks, to make room on the disk", tasks - most)
         while True:
-            excess = Kept(tasks - self._limits.tasks, result_bytes - self._limits.result_bytes)
+            excess = Kept(tasks - most, result_bytes - self._limits.result_bytes)
             pruned = await self._forget(excess, time.time() - self._task_ttl_s)
             tasks -= pruned.tasks
             result_bytes -= pruned.result_bytes
