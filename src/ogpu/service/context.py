@@ -9,31 +9,55 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 
 from .errors import NoCurrentTaskError
 
 Report = Callable[[float, str | None], None]
 
 
-@dataclass(frozen=True)
 class CurrentTask:
-    """The task that this worker runs.
+    """The task that this worker runs."""
 
-    Attributes:
-        address: the task's address, as in the path of its POST.
-        function: the name of the handler.
-        attempt: 1, or more where the service was lost while the task ran.
-        deadline: when the worker is killed (UTC); None: never.
-    """
+    __slots__ = ("_address", "_attempt", "_deadline_at", "_deadline_s", "_function", "_report")
 
-    address: str
-    function: str
-    attempt: int
-    deadline: datetime | None
-    _deadline_s: float | None
-    _report: Report
+    def __init__(
+        self,
+        address: str,
+        function: str,
+        attempt: int,
+        deadline_at: float | None,
+        deadline_s: float | None,
+        report: Report,
+    ) -> None:
+        self._address = address
+        self._function = function
+        self._attempt = attempt
+        self._deadline_at = deadline_at
+        self._deadline_s = deadline_s
+        self._report = report
+
+    @property
+    def address(self) -> str:
+        """The task's address, as in the path of its POST."""
+        return self._address
+
+    @property
+    def function(self) -> str:
+        """The name of the handler."""
+        return self._function
+
+    @property
+    def attempt(self) -> int:
+        """1, or more where the service was lost, or had to stop, while the task ran."""
+        return self._attempt
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the worker is killed (UTC); None: never."""
+        if self._deadline_at is None:
+            return None
+        return datetime.fromtimestamp(self._deadline_at, timezone.utc)
 
     @property
     def remaining(self) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Protocol
 
 from prometheus_client import (
@@ -29,6 +30,7 @@ _TASK_BUCKETS_S = (
 )  # fmt: skip
 _SHORT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 _LAG_EVERY_S = 0.25
+_End = tuple[str, TaskState, str]  # function, state, reason
 
 
 class Observed(Protocol):
@@ -80,9 +82,8 @@ class Metrics:
         self._lag_s = self._histogram(
             "ogpu_loop_lag_seconds", "How late the event loop of the front was", _SHORT_BUCKETS_S
         )
-        # `labels()` looks a child up under a lock; on the hot path it is looked up once.
-        self._ends: dict[tuple[str, TaskState, str], Counter] = {}
-        self._runs: dict[str, Histogram] = {}
+        self._begun: list[tuple[datetime, datetime | None]] = []
+        self._ended: list[tuple[_End, datetime | None, datetime | None]] = []
 
     def _histogram(
         self, name: str, help_text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
@@ -92,28 +93,33 @@ class Metrics:
     # --- what happens
 
     def on_transition(self, task: Task) -> None:
-        """Count a transition (a listener of the journal)."""
+        """Take notice of a transition (a listener of the journal); it is counted a moment later.
+
+        Counted at once, between two other things, it took 13 µs of the front's 140 for a task
+        (echo at concurrency 32); many at a time take 4.
+        """
         if task.state is TaskState.RUNNING:
             # A later attempt waited for its first one, too, which is no time in the queue.
-            if task.attempt == 1 and task.started_at is not None:
-                self._queue_s.observe((task.started_at - task.accepted_at).total_seconds())
+            if task.attempt == 1:
+                self._begun.append((task.accepted_at, task.started_at))
         elif task.state.is_terminal:
-            self._count_end(task)
+            reason = task.error.reason.value if task.error else ""
+            key = (task.function, task.state, reason)
+            self._ended.append((key, task.started_at, task.finished_at))
 
-    def _count_end(self, task: Task) -> None:
-        reason = task.error.reason.value if task.error else ""
-        key = (task.function, task.state, reason)
-        ends = self._ends.get(key)
-        if ends is None:
-            ends = self._tasks.labels(task.function, task.state.value, reason)
-            self._ends[key] = ends
-        ends.inc()
-        if task.started_at is None or task.finished_at is None:
-            return
-        runs = self._runs.get(task.function)
-        if runs is None:
-            runs = self._runs[task.function] = self._run_s.labels(task.function)
-        runs.observe((task.finished_at - task.started_at).total_seconds())
+    def _count(self) -> None:
+        """Count what was taken notice of."""
+        begun, self._begun = self._begun, []
+        for accepted_at, started_at in begun:
+            if started_at is not None:
+                self._queue_s.observe((started_at - accepted_at).total_seconds())
+        ended, self._ended = self._ended, []
+        for key, started_at, finished_at in ended:
+            function, state, reason = key
+            self._tasks.labels(function, state.value, reason).inc()
+            if started_at is not None and finished_at is not None:
+                took_s = (finished_at - started_at).total_seconds()
+                self._run_s.labels(function).observe(took_s)
 
     def on_commit(self, took_s: float) -> None:
         """Count a commit of the journal."""
@@ -132,12 +138,13 @@ class Metrics:
         self._callbacks.labels(outcome).inc()
 
     async def watch_loop(self) -> None:
-        """Measure, until cancelled, how late the event loop is."""
+        """Measure, until cancelled, how late the event loop is; and count what has happened."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _LAG_EVERY_S
             await asyncio.sleep(_LAG_EVERY_S)
             self._lag_s.observe(max(0.0, loop.time() - due))
+            self._count()
 
     # --- what is asked
 
@@ -147,6 +154,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all of it, in the text format of Prometheus."""
+        self._count()
         return generate_latest(self._registry)
 
 

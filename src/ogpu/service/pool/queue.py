@@ -104,9 +104,10 @@ class TaskQueue:
         if self._tasks.pop(task.number, None) is None:
             return False
         self._count(task, -1)
-        timer = self._timers.pop(task.number, None)
-        if timer is not None:
-            timer.cancel()
+        if self._timers:
+            timer = self._timers.pop(task.number, None)
+            if timer is not None:
+                timer.cancel()
         return True
 
     def close(self) -> None:

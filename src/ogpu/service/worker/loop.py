@@ -13,6 +13,7 @@ A deadline is none of this file's business: the front kills the process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import os
@@ -20,7 +21,6 @@ import socket
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import datetime, timezone
 
 from pydantic import BaseModel, ValidationError
 
@@ -160,14 +160,13 @@ class _Worker:
         return None
 
     def _begin(self, order: wire.Run) -> None:
-        at = order.deadline_at
         self._progress.begin(order.run)
         set_current_task(
             CurrentTask(
                 order.task_address,
                 order.function,
                 order.attempt,
-                None if at is None else datetime.fromtimestamp(at, timezone.utc),
+                order.deadline_at,
                 order.deadline_s,
                 functools.partial(self._progress.report, order.run),
             )
@@ -176,7 +175,8 @@ class _Worker:
 
     def _end(self) -> None:
         set_current_task(None)
-        os.environ.pop(_ADDRESS_VARIABLE, None)  # a handler may have cleared it
+        with contextlib.suppress(KeyError):  # a handler may have cleared it
+            del os.environ[_ADDRESS_VARIABLE]
         self._progress.end()
 
     def _run(self, order: wire.Run, input_json: bytes) -> tuple[wire.Done | wire.Failed, bytes]:
