@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from conftest import StartServer
 from support.server import Server
-from support.sink import Delivery, Sink
+from support.sink import Sink
 from support.waiting import wait_until
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -251,19 +251,3 @@ def test_a_post_joins_a_task_whose_callback_is_pending(
     assert server.slot()["tasks_done"] == done
     waited = server.run("echo", "a", {"text": "x"})
     assert (waited["state"], waited["callback"]["state"]) == ("succeeded", "pending")
-
-
-def test_the_callback_can_be_sent_again(start_server: StartServer, sink: Sink) -> None:
-    """POST …/callback delivers once more, with the same id, after a success and a give-up."""
-    sink.answers[:] = [410, 200]
-    server = start_server(CALLBACK_URL=sink.url)
-    server.run("echo", "a", {"text": "x"})
-    wait_callback(server, "a", "given_up")
-    assert server.http.post("/tasks/a/callback").status_code == 202
-    wait_callback(server, "a", "delivered")
-    again = server.http.post("/tasks/a/callback")
-    assert again.json()["callback"]["state"] in ("pending", "delivered")
-    deliveries: list[Delivery] = sink.wait_for(3)
-    assert len({d.headers["webhook-id"] for d in deliveries}) == 1
-    assert len({d.body for d in deliveries}) == 1
-    wait_callback(server, "a", "delivered")
