@@ -169,8 +169,9 @@ class GroupCommit:
         self._hurry(_Pace.LAZY)
 
     def will_write(self, number: int) -> bool:
-        """Return whether a task has changed since the round that is being written was begun."""
-        return number in self._next.records
+        """Return whether a task has changed since the round was begun that was written last."""
+        later = self._writing
+        return number in self._next.records or (later is not None and number in later.records)
 
     async def stored(self, number: int) -> None:
         """Wait until a task's present state is on the disk.
@@ -265,14 +266,15 @@ class GroupCommit:
             return
         self._metrics.on_commit(done.result().took_s)
         self._note_trouble(done.result().trouble)
-        try:
-            if written is not None:
-                self._take(written)
-        finally:  # a defect in a listener must not stop the writing
-            after, self._after = self._after, _Pace.LAZY
-            self._plan(_Pace.RESTING)
+        after, self._after = self._after, _Pace.LAZY
+        self._plan(_Pace.RESTING)
+        if self._next and (after is _Pace.SOON or self.trouble is not None):
+            self._write()  # the thread works while those go on who waited for what was written
+        if written is not None:
+            self._take(written)
+        if self._pace is _Pace.RESTING:
             if self._next:
-                self._hurry(after if self.trouble is None else _Pace.SOON)
+                self._hurry(_Pace.LAZY)
             elif self.trouble is not None:  # look again whether there is room
                 self._plan(_Pace.LAZY, self._loop.call_later(RETRY_S, self._write))
 

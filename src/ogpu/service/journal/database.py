@@ -369,7 +369,7 @@ class Database:
 
 def _size_of(row: Row) -> int:
     """Estimate how many bytes a row's task takes as JSON."""
-    return 1000 + int(row[_AT["result_bytes"]]) + len(row[_AT["error"]] or "")
+    return 1000 + int(row[_AT["result_bytes"]]) + len(row[_AT["details"]])
 
 
 def _split(bodies: list[Body]) -> tuple[list[tuple[int, str]], list[Body]]:

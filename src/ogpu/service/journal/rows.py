@@ -1,7 +1,8 @@
 """Tasks as rows, and back. Pure functions.
 
 A row is what the tables hold of a task, in the order of ``TASK_COLUMNS``; times are seconds since
-1970. What has parts is a list or an object here; it becomes JSON with the row, and comes back so.
+1970. Each column costs a search in the row's JSON when it is written, so what no statement asks for
+is one column, ``details``.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ def row_of(task: Task) -> Row:
         task.address,
         task.state.value,
         task.attempt,
-        task.losses,
-        task.accepted_at.timestamp(),
-        _seconds(task.started_at),
         finished_at,
-        _seconds(task.deadline),
-        worker and (worker.slot, worker.generation, worker.pid, worker.device),
-        task.progress and (task.progress.fraction, _clean(task.progress.message)),
-        task.error and {name: _clean(value) for name, value in asdict(task.error).items()},
-        # As JSON: plain text would end at the first NUL (SQLite 3.40).
-        task.output and (_clean(task.output),),
+        (
+            task.accepted_at.timestamp(),
+            _seconds(task.started_at),
+            _seconds(task.deadline),
+            task.losses,
+            worker and (worker.slot, worker.generation, worker.pid, worker.device),
+            task.progress and (task.progress.fraction, _clean(task.progress.message)),
+            task.error and {name: _clean(value) for name, value in asdict(task.error).items()},
+            _clean(task.output),
+        ),
         0 if task.result is None else len(task.result),
         task.callback.state.value,
         Lane.first_of(task.state).value if pending else None,
@@ -59,10 +61,9 @@ def row_of(task: Task) -> Row:
 
 def task_of(row: Row, journal_id: str, result: bytes | None = None) -> Task:
     """Return the task that a row describes; its input stays in the journal."""
-    (
-        number, function, address, state, attempt, losses, accepted_at, started_at, finished_at,
-        deadline, worker, progress, error, output, _, callback, _, attempts, last_error, *_,
-    ) = row  # fmt: skip
+    number, function, address, state, attempt, finished_at, details, _, callback, _, *more = row
+    attempts, last_error, *_ = more
+    accepted_at, started_at, deadline, losses, worker, progress, error, output = from_json(details)
     return Task(
         number=number,
         id=task_id(journal_id, number),
@@ -76,11 +77,11 @@ def task_of(row: Row, journal_id: str, result: bytes | None = None) -> Task:
         started_at=_moment(started_at),
         finished_at=_moment(finished_at),
         deadline=_moment(deadline),
-        worker=WorkerReference(*from_json(worker)) if worker else None,
-        progress=Progress(*from_json(progress)) if progress else None,
+        worker=worker and WorkerReference(*worker),
+        progress=progress and Progress(*progress),
         result=result,
-        error=_error_of(from_json(error)) if error else None,
-        output=from_json(output)[0] if output else None,
+        error=error and _error_of(error),
+        output=output,
         callback=Callback(CallbackState(callback), attempts, last_error),
     )
 

@@ -18,15 +18,8 @@ MIGRATIONS = (
         state TEXT NOT NULL CHECK (state IN (
             'queued', 'running', 'succeeded', 'failed', 'timed_out', 'cancelled', 'expired')),
         attempt INTEGER NOT NULL,
-        losses INTEGER NOT NULL,        -- attempts that ended with their worker or front
-        accepted_at REAL NOT NULL,      -- seconds since 1970, as all times here
-        started_at REAL,
-        finished_at REAL,
-        deadline REAL,
-        worker TEXT,                    -- JSON, as are progress, error and output
-        progress TEXT,
-        error TEXT,
-        output TEXT,
+        finished_at REAL,               -- seconds since 1970, as all times here
+        details TEXT NOT NULL,          -- what no statement asks for, as JSON (see rows.py)
         result_bytes INTEGER NOT NULL,
         callback TEXT NOT NULL CHECK (callback IN ('none', 'pending', 'delivered', 'given_up')),
         callback_lane TEXT,
@@ -46,8 +39,7 @@ MIGRATIONS = (
 )
 
 TASK_COLUMNS = (
-    "number", "function", "address", "state", "attempt", "losses", "accepted_at", "started_at",
-    "finished_at", "deadline", "worker", "progress", "error", "output", "result_bytes",
+    "number", "function", "address", "state", "attempt", "finished_at", "details", "result_bytes",
     "callback", "callback_lane", "callback_attempts", "callback_error", "callback_due",
     "callback_since",
 )  # fmt: skip
@@ -55,7 +47,7 @@ _DELIVERY_COLUMNS = (
     "callback", "callback_lane", "callback_attempts", "callback_error", "callback_due",
     "callback_since",
 )  # fmt: skip
-_NEVER_CHANGE = ("number", "function", "address", "accepted_at")
+_NEVER_CHANGE = ("number", "function", "address")
 
 
 def _cell(index: int) -> str:
