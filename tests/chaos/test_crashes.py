@@ -150,4 +150,4 @@ def test_what_was_accepted_is_kept_whatever_is_killed(
     assert not wrong, "\n".join(wrong)
     assert last.stop() == 0
     assert sum(s.is_accepted for s in load.sent) > 50
-    assert any("worker_died" in (error or "") for (error,) in fronts.rows("error"))
+    assert any("worker_died" in (error or "") for (error,) in fronts.rows("details"))

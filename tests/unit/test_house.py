@@ -11,12 +11,12 @@ import ogpu.service
 
 HOUSE = Path(ogpu.service.__file__).parent
 LEAVES = {"task", "wire", "config", "errors", "logger", "processes", "role", "backoff", "handler"}
-FRONT_LEAVES = LEAVES | {"events", "metrics"}
+FRONT_LEAVES = LEAVES | {"ending", "events", "metrics"}
 ALLOWED = {
     "http": {"http", "pool", "journal", "outbox"} | FRONT_LEAVES,
     "pool": {"pool", "journal"} | FRONT_LEAVES,
     "outbox": {"outbox", "journal"} | FRONT_LEAVES,
-    "journal": {"journal", "task", "errors", "logger", "metrics"},
+    "journal": {"journal", "task", "ending", "errors", "logger", "metrics"},
     "worker": {"worker", "wire", "handler", "errors", "logger", "processes", "role", "context"},
 }
 

@@ -33,6 +33,7 @@ SERVICE_HOST = "0.0.0.0"  # noqa: S104 - a container publishes what it wants to 
 SERVICE_PORT = 5555
 
 _MIB = 1024 * 1024
+MAX_PAYLOAD_BYTES = 900_000_000  # SQLite holds 10^9 bytes in a value (its limits.html)
 _SECRETS = {"callback_secret", "api_key"}
 _URL_PASSWORD = re.compile(r"(?<=[a-z]:)//[^/\s]*@", re.IGNORECASE)
 MAX_TIMEOUT_S = 10 * 365 * 86400  # a date beyond datetime's range would be no deadline
@@ -82,8 +83,10 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds that a task may wait for a worker before it is expired",
     )
-    max_body_bytes: int = Field(64 * _MIB, ge=1, lt=2**32, description="largest input")
-    max_result_bytes: int = Field(256 * _MIB, ge=1, lt=2**32, description="largest result")
+    max_body_bytes: int = Field(64 * _MIB, ge=1, le=MAX_PAYLOAD_BYTES, description="largest input")
+    max_result_bytes: int = Field(
+        256 * _MIB, ge=1, le=MAX_PAYLOAD_BYTES, description="largest result"
+    )
     state_dir: str = Field(
         "./ogpu-state",
         min_length=1,

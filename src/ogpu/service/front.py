@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from .config import Settings
+from .ending import end_all
 from .errors import SettingsError
 from .events import TaskEvents
 from .handler import Handler
@@ -170,7 +171,9 @@ class _Front:
             running = sum(t.state is TaskState.RUNNING for t in self._journal.unfinished())
             logger.warning("%d task(s) did not end within %.1f s", running, timeout_s)
         if self._outbox is not None:
-            await self._journal.settle()  # what has just ended is offered to the outbox
+            # What has just ended is to be offered to the outbox; a disk may hang, though.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._journal.settle(), max(0.0, limit - loop.time()))
             await self._outbox.flush(max(0.0, limit - loop.time()))
 
     async def _end(
@@ -191,8 +194,7 @@ class _Front:
         listener.close()
         if self._outbox is not None:
             await self._outbox.stop()
-        lag.cancel()
-        await asyncio.gather(lag, return_exceptions=True)
+        await end_all([lag])
         report_left(self._journal)
         await self._journal.close()
 
@@ -295,9 +297,6 @@ async def _first_of(*waits: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> Non
         wait if isinstance(wait, asyncio.Task) else asyncio.create_task(wait) for wait in waits
     ]
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        if task not in waits:
-            task.cancel()
-    await asyncio.gather(*(t for t in pending if t not in waits), return_exceptions=True)
+    await end_all(task for task in pending if task not in waits)
     for task in done:
         task.result()

@@ -90,28 +90,33 @@ class RunEndpoint:
             return UNKNOWN_FUNCTION.response(
                 f"This source exposes no function `{function}`; see /docs."
             )
+        body = await self._read(handler, address, scope, receive)
+        if isinstance(body, Response):
+            return body
+        try:
+            task = await self._accept(handler, address, body)
+            del body  # the journal's now, while this may wait for hours
+            if isinstance(task, Response):
+                return task
+            wait_s = preferred_wait_s(scope)
+            if wait_s and await self._waiters.wait(task, wait_s, receive):
+                return 200, task_json(task)
+            await self._journal.stored(task)
+        except JournalError as error:
+            return self._unavailable(str(error))
+        return 202, b'{"task_address":"%b","status":"accepted"}' % address.encode()
+
+    async def _read(
+        self, handler: Handler, address: str, scope: Scope, receive: Receive
+    ) -> bytes | Response:
+        """Read the body, and judge it and the address."""
         try:
             body = await read_body(scope, receive, self._max_body_bytes)
         except BodyTooLargeError:
             return BODY_TOO_LARGE.response(
                 f"At most {self._max_body_bytes} bytes are accepted (OGPU_MAX_BODY_BYTES)."
             )
-        refusal = check_address(address) or check_input(handler, body)
-        if refusal is not None:
-            return refusal
-        try:
-            return await self._take(handler, address, body, preferred_wait_s(scope))
-        except JournalError as error:
-            return self._unavailable(str(error))
-
-    async def _take(self, handler: Handler, address: str, body: bytes, wait_s: float) -> Answer:
-        task = await self._accept(handler, address, body)
-        if isinstance(task, Response):
-            return task
-        if wait_s and await self._waiters.wait(task, wait_s):
-            return 200, task_json(task)
-        await self._journal.stored(task)
-        return 202, b'{"task_address":"%b","status":"accepted"}' % address.encode()
+        return check_address(address) or check_input(handler, body) or body
 
     async def _accept(self, handler: Handler, address: str, body: bytes) -> Task | Response:
         """Join the active task of that name, or record and queue a new one."""

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.types import Receive
+
+from ..ending import end_all
 from ..task import Task
+from .inputs import DisconnectedError
+
+_UNWATCHED_S = 1.0
 
 
 class Waiters:
@@ -28,10 +34,28 @@ class Waiters:
             for future in futures:
                 _wake(future)
 
-    async def wait(self, task: Task, timeout_s: float) -> bool:
-        """Wait for a task's end, for so long at most; return whether it has ended."""
-        if task.state.is_terminal or timeout_s <= 0:
+    async def wait(self, task: Task, timeout_s: float, receive: Receive) -> bool:
+        """Wait for a task's end, for so long at most; return whether it has ended.
+
+        Raises:
+            DisconnectedError: the client went away, and nobody waits any more.
+        """
+        if task.state.is_terminal:
+            return True
+        if await self._wait(task, min(timeout_s, _UNWATCHED_S)) or timeout_s <= _UNWATCHED_S:
             return task.state.is_terminal
+        # (What ends soon is not worth two tasks of the loop.)
+        ending = asyncio.ensure_future(self._wait(task, timeout_s - _UNWATCHED_S))
+        leaving = asyncio.ensure_future(_leave(receive))
+        try:
+            await asyncio.wait([ending, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                raise DisconnectedError
+        finally:
+            await end_all([ending, leaving])
+        return task.state.is_terminal
+
+    async def _wait(self, task: Task, timeout_s: float) -> bool:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         futures = self._futures.setdefault(task.number, [])
@@ -45,6 +69,12 @@ class Waiters:
             if not futures:
                 self._futures.pop(task.number, None)
         return task.state.is_terminal
+
+
+async def _leave(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -187,24 +187,34 @@ class GroupCommit:
         elif self._writing is not None and number in self._writing.records:
             await self._writing.wait()
 
-    async def read(self, question: Callable[[Database], Answer]) -> Answer:
-        """Ask the database, which first is told what has happened until now.
+    async def read(
+        self, question: Callable[[Database], Answer], *, must_be_fresh: bool = False
+    ) -> Answer:
+        """Ask the database, which first is told what has happened until now, if it can be.
 
         Raises:
-            JournalError: it cannot be read.
+            JournalError: it cannot be read, or not be told where that is a must.
         """
         for waited in (self._writing, self._next):
-            if waited and self._pace is not _Pace.TROUBLED:
-                self._hurry(_Pace.SOON)
-                try:
-                    await waited.wait()
-                except JournalError:
-                    break
+            if not waited:
+                continue
+            try:
+                await self._written(waited)
+            except JournalError:
+                if must_be_fresh:
+                    raise
+                break
         try:
             return await self._loop.run_in_executor(self._thread, question, self._database)
         except sqlite3.Error as error:
             logger.error("The journal cannot be used: %s", error)
             raise JournalError(f"the journal cannot be used: {error}") from error
+
+    async def _written(self, waited: Round) -> None:
+        if self._pace is _Pace.TROUBLED:
+            raise JournalError(self.trouble or "the journal cannot be written")
+        self._hurry(_Pace.SOON)
+        await waited.wait()
 
     async def close(self) -> None:
         """Write what is left, and close the database; give up after a while."""

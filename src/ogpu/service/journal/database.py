@@ -39,6 +39,7 @@ _OVER = (
 )
 
 PRUNE_AT_ONCE = 250
+_LONGEST_PAUSE_S = 2 * 86_400.0
 _AT = {name: index for index, name in enumerate(schema.TASK_COLUMNS)}
 
 Body = tuple[int, bytes]
@@ -282,12 +283,8 @@ class Database:
 
     def find(self, address: str) -> list[Task]:
         """Return the newest task of each function that knows this address."""
-        newest: dict[str, Task] = {}
-        for row in self._rows("address = ? ORDER BY number DESC", (address,)):
-            function = row[_AT["function"]]
-            if function not in newest:
-                newest[function] = self._task(row)
-        return list(newest.values())
+        newest = "SELECT max(number) FROM tasks WHERE address = ? GROUP BY function"
+        return [self._task(row) for row in self._rows(f"number IN ({newest})", (address,))]
 
     def page(
         self, state: TaskState | None, below: int | None, limit: int, most_bytes: int
@@ -338,8 +335,9 @@ class Database:
             if row[_AT["number"]] in held:
                 continue
             when, since = row[_AT["callback_due"]], row[_AT["callback_since"]]
-            if when > now or len(due) == limit or size > most_bytes:
-                return due, when
+            # (One that lies beyond all pauses was planned before the clock was set back.)
+            if now < when < now + _LONGEST_PAUSE_S or len(due) == limit or size > most_bytes:
+                return due, min(when, now + _LONGEST_PAUSE_S)
             size += _size_of(row)
             due.append(Delivery(self._task(row), lane, row[_AT["callback_attempts"]], since))
         return due, None

@@ -15,6 +15,7 @@ alone, however many wait for their callback.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta, timezone
 
@@ -64,7 +65,7 @@ class Journal:
         self._by_address: dict[str, list[Task]] = {}
         # Hashes of names, for whoever asks whether a task of that name may still be undelivered:
         # 70 bytes each, where the names themselves would take 300.
-        self._undelivered: set[int] = set()
+        self._undelivered: Counter[int] = Counter()
         self._settling: dict[int, int] = {}  # the hash, by number, until that is on the disk
         self._on_transition: list[Listener] = []
         self._on_stored: list[Listener] = []
@@ -92,7 +93,7 @@ class Journal:
     @property
     def undelivered(self) -> int:
         """How many callbacks are pending."""
-        return len(self._undelivered)
+        return self._undelivered.total()
 
     # --- the beginning and the end
 
@@ -106,7 +107,7 @@ class Journal:
         for task in tasks:
             self._remember(Record(task, stored=True))
         names = await self._commits.read(Database.undelivered_names)
-        self._undelivered = set(map(hash, names))
+        self._undelivered.update(map(hash, names))
         self._pruner.start()
         return tasks
 
@@ -195,7 +196,7 @@ class Journal:
         task.output = outcome.output
         if Lane.first_of(task.state) in self._lanes:
             task.callback = PENDING_CALLBACK
-            self._undelivered.add(hash(task.key))
+            self._undelivered[hash(task.key)] += 1
         else:
             task.input = None  # only a task that is active is compared with, or run again
         self._record(task)
@@ -212,8 +213,7 @@ class Journal:
         is_begun = record.has_row and task.state is TaskState.RUNNING
         soon = is_begun or task.callback.state is CallbackState.PENDING
         self._commits.touch(record, soon=soon)
-        for listener in self._on_transition:
-            listener(task)
+        _tell(self._on_transition, task)
 
     # --- delivery
 
@@ -222,9 +222,13 @@ class Journal:
         if update.is_over:
             self._settling[task.number] = hash(task.key)
             self._pruner.note_end()
-        else:
-            self._undelivered.add(hash(task.key))
-            self._settling.pop(task.number, None)
+        self._commits.update_delivery(task.number, update)
+
+    def record_resend(self, task: Task, update: DeliveryUpdate) -> None:
+        """Record that the end of a task, as it was found, is to be delivered once more."""
+        is_settling = self._settling.pop(task.number, None) is not None
+        if not is_settling and task.callback.state is not CallbackState.PENDING:
+            self._undelivered[hash(task.key)] += 1
         self._commits.update_delivery(task.number, update)
 
     def can_deliver(self, task: Task) -> bool:
@@ -235,8 +239,10 @@ class Journal:
         self, lane: Lane, now: float, held: frozenset[int], limit: int, most_bytes: int
     ) -> tuple[list[Delivery], float | None]:
         """Return deliveries whose time has come, and when to look again (see ``Database``)."""
+        # Told late what was delivered, the database would have it delivered again and again.
         return await self._commits.read(
-            lambda database: database.due_deliveries(lane, now, held, limit, most_bytes)
+            lambda database: database.due_deliveries(lane, now, held, limit, most_bytes),
+            must_be_fresh=True,
         )
 
     # --- reading
@@ -290,11 +296,13 @@ class Journal:
             if record.task.state.is_terminal:
                 self._forget(record.task)
                 self._pruner.note_end()
-            for listener in self._on_stored:
-                listener(record.task)
+            _tell(self._on_stored, record.task)
         for number, update in written.deliveries.items():
             if update.is_over and number in self._settling:
-                self._undelivered.discard(self._settling.pop(number))
+                name = self._settling.pop(number)
+                self._undelivered[name] -= 1
+                if not self._undelivered[name]:
+                    del self._undelivered[name]
 
     def on_not_written(self, failed: Round) -> None:
         for record in list(failed.records.values()):
@@ -302,8 +310,7 @@ class Journal:
             if not record.has_row and record.task.state is TaskState.QUEUED:
                 del failed.records[record.task.number]
                 self._forget(record.task)
-                for listener in self._on_withdrawn:
-                    listener(record.task)
+                _tell(self._on_withdrawn, record.task)
 
     def _remember(self, record: Record) -> None:
         self._records[record.task.number] = record
@@ -315,3 +322,12 @@ class Journal:
         tasks.remove(task)
         if not tasks:
             del self._by_address[task.address]
+
+
+def _tell(listeners: list[Listener], task: Task) -> None:
+    """Tell listeners; a defect in one of them must cost neither the others nor the journal."""
+    for listener in listeners:
+        try:
+            listener(task)
+        except Exception:  # noqa: BLE001 - told, and nothing else depends on it
+            logger.exception("A listener of the journal failed: a defect")

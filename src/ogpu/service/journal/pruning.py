@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 
+from ..ending import end_all
 from ..errors import JournalError
 from ..logger import logger
 from .commits import GroupCommit
@@ -49,9 +50,7 @@ class Pruner:
     async def stop(self) -> None:
         """Prune no more."""
         if self._work is not None:
-            self._work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._work
+            await end_all([self._work])
 
     @property
     def _is_stuck(self) -> bool:
@@ -76,6 +75,7 @@ class Pruner:
         tasks, result_bytes, most = kept.tasks, kept.result_bytes, self._limits.tasks
         if self._is_stuck and tasks:
             most = tasks // 2
+            self._well_s = time.monotonic()  # see in a minute whether it helped
             logger.warning("Forgetting %d finished tasks, to make room on the disk", tasks - most)
         while True:
             excess = Kept(tasks - most, result_bytes - self._limits.result_bytes)

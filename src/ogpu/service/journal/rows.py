@@ -92,7 +92,11 @@ def task_id(journal_id: str, number: int) -> str:
 
 
 def _error_of(fields: dict[str, Any]) -> TaskError:
-    return TaskError(**{**fields, "reason": FailureReason(fields["reason"])})
+    try:
+        reason = FailureReason(fields["reason"])
+    except ValueError:  # of a newer version of this package
+        reason = FailureReason.EXCEPTION
+    return TaskError(**{**fields, "reason": reason})
 
 
 def _clean(value: Any) -> Any:  # noqa: ANN401 - what a field of an error may be

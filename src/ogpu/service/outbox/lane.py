@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 from ..backoff import Backoff
+from ..ending import end_all
 from ..errors import JournalError
 from ..journal import Delivery, DeliveryUpdate, Journal, Lane
 from ..logger import logger
@@ -32,7 +33,9 @@ RETRY_BACKOFF = Backoff(first_s=0.2, limit_s=600.0, factor=1.5)
 MAX_HELD = 256
 MAX_HELD_BYTES = 16 * 1024 * 1024
 _READ_AGAIN_S = 1.0  # after a read that failed
-_LONGEST_SLEEP_S = 3600.0
+_LONGEST_SLEEP_S = 60.0  # on the clock of the wall, which may be set
+# A clock that is set forward must not make the first failure the last.
+_LEAST_ATTEMPTS = 10
 
 
 class LaneCarriers:
@@ -66,6 +69,7 @@ class LaneCarriers:
         self._ready: asyncio.Queue[Delivery] = asyncio.Queue()
         self._held: dict[int, int] = {}  # number: bytes
         self._held_bytes = 0
+        self._superseded: set[int] = set()  # held, but of no account any more: sent again
         self._let_go: set[int] = set()  # since the read that is under way began
         self._behind = True  # deliveries that are due may be on the disk alone
         self._next_due = 0.0
@@ -85,9 +89,7 @@ class LaneCarriers:
 
     async def stop(self) -> None:
         """Stop delivering; what is under way is delivered again by the next start."""
-        for task in self._work:
-            task.cancel()
-        await asyncio.gather(*self._work, return_exceptions=True)
+        await end_all(self._work)
 
     def offer(self, task: Task, since: float) -> None:
         """Deliver the end of a task, which is on the disk."""
@@ -96,6 +98,11 @@ class LaneCarriers:
             self._look.set()
             return
         self._hold(Delivery(task, self._lane, 0, since))
+
+    def supersede(self, number: int) -> None:
+        """Take no account of what comes of an attempt that is under way: it is sent again."""
+        if number in self._held:
+            self._superseded.add(number)
 
     def expect(self, due: float) -> None:
         """Look at the disk at that time, for a delivery that will be due."""
@@ -127,8 +134,12 @@ class LaneCarriers:
         while True:
             try:
                 await self._read_due()
-            except JournalError as error:
-                logger.error("Pending callbacks cannot be read: %s", error)
+            except JournalError:  # which has said why, once
+                self._behind = True
+                await asyncio.sleep(_READ_AGAIN_S)
+            # One row that cannot be understood must not end the lane.
+            except Exception:  # noqa: BLE001 - told, and tried again
+                logger.exception("Pending callbacks cannot be read: a defect")
                 self._behind = True
                 await asyncio.sleep(_READ_AGAIN_S)
             else:
@@ -180,7 +191,10 @@ class LaneCarriers:
                 logger.exception("[%s] callback: a defect", delivery.task.address)
                 attempt = Attempt(AttemptOutcome.FAILED, repr(error))
             self._metrics.on_callback(attempt.outcome.value)
-            self._settle(delivery, attempt)
+            if delivery.task.number in self._superseded:
+                self._superseded.discard(delivery.task.number)
+            else:
+                self._settle(delivery, attempt)
             self._release(delivery)
 
     def _settle(self, delivery: Delivery, attempt: Attempt) -> None:
@@ -193,11 +207,11 @@ class LaneCarriers:
             case AttemptOutcome.REFUSED | AttemptOutcome.FAILED:
                 now = time.time()
                 last = delivery.since + GIVE_UP_AFTER_S
-                if now >= last:
+                if now >= last and attempts >= _LEAST_ATTEMPTS:
                     self._end(delivery, CallbackState.GIVEN_UP, attempt.error)
                     return
                 wait_s = max(RETRY_BACKOFF.wait_s(attempts), attempt.retry_after_s)
-                due = min(now + wait_s, last)
+                due = now + wait_s if now >= last else min(now + wait_s, last)
                 update = DeliveryUpdate(
                     CallbackState.PENDING, self._lane.again, attempts, attempt.error, due,
                     delivery.since,

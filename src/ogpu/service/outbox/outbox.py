@@ -77,7 +77,9 @@ class Outbox:
         """Deliver the end of a task once more, whatever came of it until now."""
         now, lane = time.time(), Lane.first_of(task.state)
         update = DeliveryUpdate(CallbackState.PENDING, lane, 0, None, now, now)
-        self._journal.record_delivery(task, update)
+        for carriers in self._lanes.values():
+            carriers.supersede(task.number)
+        self._journal.record_resend(task, update)
         self._lanes[lane].expect(now)
 
     async def flush(self, timeout_s: float) -> bool:

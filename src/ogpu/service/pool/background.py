@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 
+from ..ending import end_all
 from ..logger import logger
 
 
@@ -34,10 +35,7 @@ class Background:
 
     async def cancel(self) -> None:
         """End what still runs, and wait for it."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(list(self._tasks))
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -32,7 +32,7 @@ from .slot import ExitReason, Slot, SlotState
 
 
 class Dispatcher:
-    """Owns the queue. ``on_freed`` is called when a slot has lost its task to a kill."""
+    """Owns the queue. ``on_freed`` is called when there is a task less, by no answer."""
 
     def __init__(
         self,
@@ -80,21 +80,25 @@ class Dispatcher:
         if slot is None:
             self.queue.remove(task)
             self._journal.finish(task, cancelled(task, None))
+            self._on_freed()
         else:
             self._cut_short(slot, task, cancelled, ExitReason.CANCELLED)
 
     def on_expired(self, task: Task) -> None:
         assert self._queue_timeout_s is not None
         self._journal.finish(task, expired(task, self._queue_timeout_s))
+        self._on_freed()
 
     def on_input_lost(self, task: Task) -> None:
         self._journal.finish(task, input_lost(task))
+        self._on_freed()
 
     def on_loaded(self) -> None:
         self.dispatch()
 
     def _on_withdrawn(self, task: Task) -> None:
         self.queue.remove(task)
+        self._on_freed()
 
     # --- giving out work
 
