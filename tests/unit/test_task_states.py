@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ogpu.service.errors import JournalError
 from ogpu.service.journal import DeliveryUpdate, Lane, StateFolder
 from ogpu.service.task import (
     TRANSITIONS,
+    Callback,
     CallbackState,
     IllegalTransitionError,
     Outcome,
@@ -200,10 +202,15 @@ class JournalMachine(RuleBasedStateMachine):
         if run.history[0] is None or not run.history[0].state.is_terminal:
             return
         run.was_told = True
+        found = replace(run.task, callback=Callback(run.now.callback))  # as find() would show it
+        is_resend = state is CallbackState.PENDING and run.now.callback is not CallbackState.PENDING
         run.note(callback=state, tries=run.now.tries + 1)
         due = 5.0 if state is CallbackState.PENDING else None
         update = DeliveryUpdate(state, Lane.RESULTS_AGAIN, run.now.tries, "no", due, 1.0)
-        self.journal.record_delivery(run.task, update)
+        if is_resend:
+            self.journal.record_resend(found, update)
+        else:
+            self.journal.record_delivery(run.task, update)
 
     @precondition(lambda self: self.unfinished())
     @rule(which=WHICH)

@@ -275,7 +275,9 @@ class GroupCommit:
             self._fail(written or Round(), error)
             return
         self._metrics.on_commit(done.result().took_s)
-        self._note_trouble(done.result().trouble)
+        # After a failure all is well when the last change that had to wait is on the disk.
+        still = self.trouble if self._next else None
+        self._note_trouble(done.result().trouble or still)
         after, self._after = self._after, _Pace.LAZY
         self._plan(_Pace.RESTING)
         if self._next and (after is _Pace.SOON or self.trouble is not None):

@@ -301,7 +301,7 @@ class Journal:
             if update.is_over and number in self._settling:
                 name = self._settling.pop(number)
                 self._undelivered[name] -= 1
-                if not self._undelivered[name]:
+                if self._undelivered[name] <= 0:
                     del self._undelivered[name]
 
     def on_not_written(self, failed: Round) -> None:
