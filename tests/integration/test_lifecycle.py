@@ -258,6 +258,19 @@ def test_a_task_that_outlasts_the_drain_is_killed(start_server: StartServer) -> 
     assert "[endless] `unlimited_sleep` is lost: it was queued" in server.log
 
 
+def test_a_drain_in_memory_ends_when_nothing_waits_any_more(start_server: StartServer) -> None:
+    """Also when the last task that waited was cancelled, and none was answered."""
+    server = start_server(OGPU_STATE_DIR=":memory:", OGPU_DRAIN_TIMEOUT=60)
+    for address in ("running", "waiting"):
+        server.post("unlimited_sleep", address, {"number": 3600})
+    server.wait_state("running", "running")
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_log("draining")
+    assert server.http.delete("/tasks/waiting").status_code == 200
+    assert server.http.delete("/tasks/running").status_code == 200
+    assert server.wait_exit(timeout_s=15) == 0
+
+
 def test_a_waiting_client_is_answered_at_the_end(start_server: StartServer) -> None:
     """A request that waits for a task that is cut short gets its 202, not a broken connection."""
     server = start_server(OGPU_DRAIN_TIMEOUT=0.3)

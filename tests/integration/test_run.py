@@ -12,6 +12,7 @@ import pytest
 
 from conftest import StartServer
 from support.sink import Sink
+from support.waiting import wait_until
 
 TASK_FIELDS = {
     "task_address", "function", "state", "attempt", "accepted_at", "started_at", "finished_at",
@@ -269,3 +270,36 @@ def test_the_documentation_lists_every_handler_and_needs_no_network(
     assert page.status_code == 200
     assert "https://" not in page.text
     assert server.http.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
+
+
+def test_the_422_of_a_large_input_is_small(start_server: StartServer) -> None:
+    """FastAPI's shape, but the input is not echoed once for each of its errors."""
+    server = start_server()
+    body = {"text": 1, "number": "x", "more": "y" * 1_000_000}
+    response = server.http.post("/run/echo/a", json=body)
+    assert response.status_code == 422
+    assert {tuple(e["loc"]) for e in response.json()["detail"]} == {
+        ("body", "text"),
+        ("body", "number"),
+    }
+    assert len(response.content) < 10_000
+
+
+def test_a_client_that_leaves_while_it_waits_is_let_go(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """Its connection is free for others, and its task goes on."""
+    server = start_server(OGPU_MAX_CONNECTIONS=3)
+    go_on = tmp_path / "go on"
+    body = {"text": str(go_on), "more": "x" * 200_000}
+    for _ in range(3):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{server.url}/run/waits_for_file/a",
+                json=body,
+                headers={"Prefer": "wait=3600"},
+                timeout=1.5,  # more than the second in which nobody looks whether it has left
+            )
+    wait_until(lambda: server.http.get("/healthz").status_code == 200, "others are served")
+    go_on.touch()
+    server.wait_state("a", "succeeded")

@@ -99,3 +99,10 @@ def test_every_field_is_described_and_shown() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert f"{variable_of(name)}=" in shown
+
+
+@pytest.mark.parametrize("field", ["max_body_bytes", "max_result_bytes"])
+def test_what_the_journal_cannot_hold_is_no_setting(field: str) -> None:
+    """SQLite holds 10^9 bytes in a value: a larger result would stop the journal for good."""
+    with pytest.raises(SettingsError, match=variable_of(field)):
+        load_settings(**{field: 1_000_000_000})

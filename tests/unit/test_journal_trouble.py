@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 
@@ -145,3 +146,45 @@ async def test_a_disk_that_hangs_is_given_up(
         database.hold.set()
         await until(lambda: database.commits, "the end of the hang")
     assert "written to the journal at the end: the disk hangs" in caplog.text
+
+
+@on_loop
+async def test_nothing_is_read_for_delivery_that_the_disk_does_not_know_of(tmp_path: Path) -> None:
+    """In trouble the database still shows as due what was delivered: it would go out for ever."""
+    update = DeliveryUpdate(CallbackState.DELIVERED, Lane.RESULTS, 1, None, None, 1.0)
+    async with opened(tmp_path, RESULT_LANES) as (journal, database):
+        delivered = await ended(journal, "delivered")
+        assert (await journal.due_deliveries(Lane.RESULTS, 1e12, frozenset(), 9, MOST))[0]
+        database.is_full = True
+        journal.record_delivery(delivered, update)
+        await until(lambda: journal.trouble, "trouble")
+        with pytest.raises(JournalError, match=FULL):
+            await journal.due_deliveries(Lane.RESULTS, 1e12, frozenset(), 9, MOST)
+        database.is_full = False
+        await until(lambda: journal.trouble is None, "no trouble")
+        assert (await journal.due_deliveries(Lane.RESULTS, 1e12, frozenset(), 9, MOST))[0] == []
+
+
+@on_loop
+async def test_a_listener_with_a_defect_costs_nobody_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other listeners hear of the task, the next tasks are written, and the log tells."""
+    told: list[str] = []
+
+    def broken(_: Task) -> None:
+        raise ValueError("a defect")
+
+    async with opened(tmp_path, RESULT_LANES) as (journal, _):
+        for subscribe in (journal.on_transition, journal.on_stored):
+            subscribe(broken)
+        journal.on_stored(lambda task: told.append(task.address))
+        monitored = logging.getLogger("ogpu.service")
+        monitored.propagate = True
+        try:
+            await ended(journal, "one")
+            await ended(journal, "two")
+        finally:
+            monitored.propagate = False
+        assert {"one", "two"} <= set(told)
+    assert "A listener of the journal failed" in caplog.text
