@@ -44,6 +44,8 @@ class Outbox:
         self._journal = journal
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),  # the carriers are the limit
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,  # what a receiver answers is read to its end, and dropped
             timeout=aiohttp.ClientTimeout(total=settings.callback_timeout),
         )
         secret = settings.callback_secret
