@@ -120,3 +120,19 @@ def test_function_chooses_where_an_address_serves_several(
     cancelled = server.http.delete("/tasks/a?function=unlimited_sleep")
     assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
     assert server.http.get("/tasks/a?function=echo").json()["state"] == "succeeded"
+
+
+def test_a_callback_is_sent_again_while_an_attempt_is_under_way(
+    start_server: StartServer, sink: Sink
+) -> None:
+    """The old attempt, which ends in an error, does not undo what came of the new one."""
+    sink.answers[:] = [500, 200]
+    sink.hold.clear()
+    server = start_server(CALLBACK_URL=sink.url)
+    server.run("echo", "a")
+    sink.wait_for(1)
+    assert server.http.post("/tasks/a/callback").status_code == 202
+    sink.hold.set()
+    sink.wait_for(2, timeout_s=10)
+    wait_until(lambda: server.task("a")["callback"]["state"] == "delivered", "delivered")
+    assert len(sink.deliveries) == 2

@@ -191,11 +191,13 @@ class LaneCarriers:
                 logger.exception("[%s] callback: a defect", delivery.task.address)
                 attempt = Attempt(AttemptOutcome.FAILED, repr(error))
             self._metrics.on_callback(attempt.outcome.value)
-            if delivery.task.number in self._superseded:
-                self._superseded.discard(delivery.task.number)
-            else:
+            is_superseded = delivery.task.number in self._superseded
+            if not is_superseded:
                 self._settle(delivery, attempt)
             self._release(delivery)
+            if is_superseded:
+                self._superseded.discard(delivery.task.number)
+                self.expect(time.time())  # what is to be sent again may be in this lane
 
     def _settle(self, delivery: Delivery, attempt: Attempt) -> None:
         task, attempts = delivery.task, delivery.attempts + 1
