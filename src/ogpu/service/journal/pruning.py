@@ -9,7 +9,6 @@ Runs in the front; the deletions are the journal's thread's, a few at a time, wi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 
 from ..ending import end_all
@@ -65,9 +64,12 @@ class Pruner:
             if self._ended or now_s >= next_age_s or self._is_stuck:
                 next_age_s = now_s + _AGE_EVERY_S
                 self._ended = 0
-                # A journal that cannot be read or written says so itself, and is tried again.
-                with contextlib.suppress(JournalError):
+                try:
                     await self._prune()
+                except JournalError:
+                    pass  # a journal that cannot be read or written says so itself: another time
+                except Exception:  # noqa: BLE001 - told; nothing depends on this one time
+                    logger.exception("Old tasks could not be forgotten: a defect")
             await asyncio.sleep(_CROWD_EVERY_S)
 
     async def _prune(self) -> None:
