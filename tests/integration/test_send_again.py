@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from conftest import StartServer
 from support.sink import Sink
 from support.waiting import wait_until
-
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
-NOBODY = {"state": "none", "attempts": 0, "last_error": None}
-WORKER = {"slot": 0, "generation": 1, "pid": int, "device": None}
-NO_EVIDENCE = {
-    "exception": None, "traceback": None, "signal": None, "exit_code": None, "stack": None,
-    "output": None,
-}  # fmt: skip
-QUEUED = {
-    "state": "queued", "attempt": 1, "accepted_at": TIME, "started_at": None, "finished_at": None,
-    "deadline": None, "worker": None, "progress": None, "result": None, "error": None,
-    "callback": NOBODY,
-}  # fmt: skip
-RUNNING = QUEUED | {"state": "running", "started_at": TIME, "worker": WORKER}
-ENDED = RUNNING | {"finished_at": TIME}
 
 
 def test_the_callback_can_be_sent_again(start_server: StartServer, sink: Sink) -> None:

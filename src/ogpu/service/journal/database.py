@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -173,20 +174,25 @@ class Database:
         if not large_inputs and not large_results:
             self._connection.execute(schema.WRITE_BATCH, cells)
             return Written(time.perf_counter() - started, self._disk.trouble())
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             for table, bodies in (("inputs", large_inputs), ("results", large_results)):
                 self._connection.executemany(
                     f"INSERT OR REPLACE INTO {table} VALUES (?, ?)",  # noqa: S608 - constants
                     bodies,
                 )
             self._connection.execute(schema.WRITE_BATCH, cells)
+        return Written(time.perf_counter() - started, self._disk.trouble())
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:  # some errors have rolled it back already
                 self._connection.execute("ROLLBACK")
             raise
-        return Written(time.perf_counter() - started, self._disk.trouble())
 
     def write_with_room(self, batch: Batch) -> Written:
         """Commit a batch after giving back what the file holds and does not need.
@@ -247,19 +253,13 @@ class Database:
         if not rows:
             return Kept(0, 0)
         numbers = to_json([number for number, _ in rows]).decode()
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             for table in ("tasks", "inputs", "results"):
                 self._connection.execute(
                     f"DELETE FROM {table} "  # noqa: S608 - constants
                     "WHERE number IN (SELECT value FROM json_each(?))",
                     (numbers,),
                 )
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
         return Kept(len(rows), sum(size for _, size in rows))
 
     # --- reading

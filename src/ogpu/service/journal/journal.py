@@ -219,8 +219,9 @@ class Journal:
 
     def record_delivery(self, task: Task, update: DeliveryUpdate) -> None:
         """Record what has become of the delivery of a task's end, which is on the disk."""
-        if update.is_over:
-            self._settling[task.number] = hash(task.key)
+        name = hash(task.key)
+        if update.is_over and self._undelivered[name]:  # (a Counter does not keep what it lacks)
+            self._settling[task.number] = name
             self._pruner.note_end()
         self._commits.update_delivery(task.number, update)
 
