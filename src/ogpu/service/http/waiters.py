@@ -18,6 +18,7 @@ class Waiters:
 
     def __init__(self) -> None:
         self._futures: dict[int, list[asyncio.Future[bool]]] = {}
+        self._is_released = False
 
     def on_transition(self, task: Task) -> None:
         if task.state.is_terminal:
@@ -30,6 +31,7 @@ class Waiters:
 
     def release(self) -> None:
         """Let every request go on now: the service ends before their tasks do."""
+        self._is_released = True
         for futures in self._futures.values():
             for future in futures:
                 _end(future, True)
@@ -42,10 +44,14 @@ class Waiters:
         """
         if task.state.is_terminal:
             return True
-        if await self._is_woken(task, min(timeout_s, _UNWATCHED_S)) or timeout_s <= _UNWATCHED_S:
+        first_s = min(timeout_s, _UNWATCHED_S)
+        if await self._is_woken(task, self._register(task), first_s) or timeout_s <= first_s:
+            return task.state.is_terminal
+        if task.state.is_terminal or self._is_released:  # between the timer and this line
             return task.state.is_terminal
         # (What ends soon is not worth two tasks of the loop.)
-        ending = asyncio.ensure_future(self._is_woken(task, timeout_s - _UNWATCHED_S))
+        woken = self._is_woken(task, self._register(task), timeout_s - first_s)
+        ending = asyncio.ensure_future(woken)
         leaving = asyncio.ensure_future(_leave(receive))
         try:
             await asyncio.wait([ending, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -55,20 +61,23 @@ class Waiters:
             await end_all([ending, leaving])
         return task.state.is_terminal
 
-    async def _is_woken(self, task: Task, timeout_s: float) -> bool:
+    def _register(self, task: Task) -> asyncio.Future[bool]:
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._futures.setdefault(task.number, []).append(future)
+        return future
+
+    async def _is_woken(self, task: Task, future: asyncio.Future[bool], timeout_s: float) -> bool:
         """Wait for ``wake`` or ``release``; return False when there was none in that time."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
-        futures = self._futures.setdefault(task.number, [])
-        futures.append(future)
-        timer = loop.call_later(timeout_s, _end, future, False)
+        timer = asyncio.get_running_loop().call_later(timeout_s, _end, future, False)
         try:
             return await future
         finally:
             timer.cancel()
-            futures.remove(future)
-            if not futures:
-                self._futures.pop(task.number, None)
+            futures = self._futures.get(task.number, [])
+            if future in futures:
+                futures.remove(future)
+                if not futures:
+                    del self._futures[task.number]
 
 
 async def _leave(receive: Receive) -> None:
