@@ -27,6 +27,7 @@ from yarl import URL
 
 from ..task import Task, TaskState
 
+_ERROR_CHARS = 1000
 _ANSWER_BYTES = 64 * 1024  # read to its end, a short answer leaves the connection open for the next
 # What is larger is signed in a thread and sent in pieces: at once it would hold up the loop.
 _LARGE_BYTES = 512 * 1024
@@ -82,7 +83,7 @@ class Sender:
                 await response.content.read(_ANSWER_BYTES)
                 return _judge(response.status, response.headers.get("retry-after"))
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
-            return Attempt(AttemptOutcome.FAILED, str(error) or type(error).__name__)
+            return Attempt(AttemptOutcome.FAILED, _text_of(error))
 
     async def _sign(self, message_id: str, timestamp: str, body: bytes) -> str:
         if len(body) <= _LARGE_BYTES:
@@ -123,6 +124,12 @@ _ENDS = {
     TaskState.CANCELLED: "been cancelled",
     TaskState.EXPIRED: "waited for too long",
 }
+
+
+def _text_of(error: Exception) -> str:
+    """Return what went wrong; a receiver's odd bytes may be in it, as lone surrogates."""
+    text = str(error) or type(error).__name__
+    return text[:_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
 
 
 def _judge(status: int, retry_after: str | None) -> Attempt:
