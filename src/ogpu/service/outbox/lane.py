@@ -14,7 +14,6 @@ Runs in the front, on its event loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 
@@ -33,7 +32,7 @@ RETRY_BACKOFF = Backoff(first_s=0.2, limit_s=600.0, factor=1.5)
 MAX_HELD = 256
 MAX_HELD_BYTES = 16 * 1024 * 1024
 _READ_AGAIN_S = 1.0  # after a read that failed
-_LONGEST_SLEEP_S = 60.0  # on the clock of the wall, which may be set
+_LONGEST_SLEEP_S = 60.0  # then it looks, whatever it expects: a clock may have been set
 # A clock that is set forward must not make the first failure the last.
 _LEAST_ATTEMPTS = 10
 
@@ -157,8 +156,10 @@ class LaneCarriers:
                 wait_s = _LONGEST_SLEEP_S
             if wait_s <= 0:
                 return
-            with contextlib.suppress(asyncio.TimeoutError):
+            try:
                 await asyncio.wait_for(self._look.wait(), wait_s)
+            except asyncio.TimeoutError:
+                return
 
     async def _read_due(self) -> None:
         self._let_go.clear()
