@@ -132,7 +132,7 @@ def test_a_task_that_was_never_taken_is_queued_again(start_server: StartServer) 
     task = server.wait_state("a", "succeeded")
     assert task["result"]["text"] == "innocent"
     assert task["worker"]["generation"] == 2
-    server.wait_log("[a] queued again: its worker died before it took it")
+    server.wait_log("[a] queued again: its worker died before it took the task")
 
 
 def test_async_handlers_share_the_workers_own_loop(start_server: StartServer) -> None:

@@ -18,7 +18,7 @@ import os
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from . import config
-from .context import current_task
+from .context import RecycleWorker, TaskTimeout, current_task
 from .decorators import expose, init
 from .logger import logger
 from .server import start
@@ -32,4 +32,13 @@ warning = logger.warning
 error = logger.error
 exception = logger.exception
 
-__all__ = ["__version__", "current_task", "expose", "init", "logger", "start"]
+__all__ = [
+    "RecycleWorker",
+    "TaskTimeout",
+    "__version__",
+    "current_task",
+    "expose",
+    "init",
+    "logger",
+    "start",
+]

@@ -75,6 +75,37 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds, for handlers exposed without a timeout",
     )
+    kill_grace: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_TIMEOUT_S,
+        allow_inf_nan=False,
+        description="seconds between asking a handler to stop, at the deadline, and the kill",
+    )
+    init_timeout: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        allow_inf_nan=False,
+        description="seconds for one @init, and for importing the source where workers are spawned",
+    )
+    max_tasks_per_worker: int | None = Field(
+        None, ge=1, description="tasks (± 10 %) after which a worker is replaced"
+    )
+    max_worker_rss_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="resident memory of a worker and all it started, above which it is replaced",
+    )
+    crash_budget: int = Field(
+        5,
+        ge=1,
+        le=1_000_000,
+        description="failed starts of workers in OGPU_CRASH_WINDOW that end the service",
+    )
+    crash_window: float = Field(
+        60.0, gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False, description="seconds"
+    )
     queue_size: int = Field(1000, ge=1, description="tasks that may wait for a worker")
     queue_timeout: float | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""What a handler may use while it runs: ``current_task()``.
+"""What a handler may use while it runs: ``current_task()``, ``RecycleWorker``, ``TaskTimeout``.
 
 Runs in a worker. A worker runs one task at a time, so that this is a fact about the process, and
 any thread that the handler starts may ask for it.
@@ -115,3 +115,47 @@ def set_current_task(task: CurrentTask | None) -> None:
     """Say which task runs in this process (called by the worker's loop)."""
     global _current  # noqa: PLW0603 - a fact about the process
     _current = task
+
+
+class TaskTimeout(BaseException):
+    """Raised in a handler at its deadline, where there is a grace (``expose(grace=5)``).
+
+    The task has timed out, whatever the handler does then: what it returns is dropped. The grace is
+    for cleaning up, and a handler that ends within it spares its worker the kill. It is no
+    ``Exception``, so that ``except Exception`` does not take it for a failure.
+
+    Example:
+        >>> try:
+        ...     train(model)
+        ... except ogpu.service.TaskTimeout:
+        ...     save_checkpoint(model)
+        ...     raise
+    """
+
+
+class RecycleWorker(Exception):  # noqa: N818 - says what is to be done
+    """Have this worker replaced when its task is over.
+
+    Raised by a handler, it fails the task as any exception does. Called without being raised, it
+    lets the task go on and succeed.
+
+    Args:
+        why: is logged.
+
+    Example:
+        >>> if torch.cuda.memory_reserved() > LIMIT:
+        ...     ogpu.service.RecycleWorker("the cache has grown too large")
+    """
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__(why)
+        global _recycle_wanted  # noqa: PLW0603 - a fact about the process
+        _recycle_wanted = str(why) or "the handler asked for it"
+
+
+_recycle_wanted: str | None = None
+
+
+def recycle_wanted() -> str | None:
+    """Return why this process is to be replaced, or None (asked by the worker's loop)."""
+    return _recycle_wanted

@@ -20,16 +20,22 @@ from .logger import logger
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
-def expose(timeout: float | None = None) -> Callable[[AnyFunction], AnyFunction]:
+def expose(
+    timeout: float | None = None, *, grace: float | None = None
+) -> Callable[[AnyFunction], AnyFunction]:
     """Mark a function as a handler: its name becomes the ``function`` of tasks.
 
     Args:
         timeout: seconds from the start of the run to the kill of the worker, with everything it
             started. None: ``OGPU_TASK_TIMEOUT``, or no limit where that is not set either.
+        grace: seconds between the deadline, at which ``TaskTimeout`` is raised in the handler so
+            that it can clean up, and the kill. None: ``OGPU_KILL_GRACE``, which is 0 (the handler
+            is not asked).
 
     Raises:
         TypeError: the function does not take exactly one pydantic model and return one.
-        ValueError: the name is taken, or the timeout is not a positive number.
+        ValueError: the name is taken, the timeout is not a positive number, or the grace is
+            negative.
 
     Example:
         >>> @ogpu.service.expose(timeout=30)
@@ -42,7 +48,8 @@ def expose(timeout: float | None = None) -> Callable[[AnyFunction], AnyFunction]
         if name in registered():
             raise ValueError(f"A handler named `{name}` is already registered.")
         input_model, output_model = _models_of(function)
-        register(Handler(function, input_model, output_model, _checked_timeout(name, timeout)))
+        timeout_s, grace_s = _checked_timeout(name, timeout), _checked_grace(name, grace)
+        register(Handler(function, input_model, output_model, timeout_s, grace_s))
         return function
 
     if inspect.isroutine(timeout):
@@ -109,14 +116,29 @@ def _is_model(candidate: object) -> TypeGuard[type[BaseModel]]:
 def _checked_timeout(name: str, timeout: object) -> float | None:
     if timeout is None:
         return None
-    if (
-        isinstance(timeout, bool)
-        or not isinstance(timeout, (int, float))
-        or not math.isfinite(timeout)
-        or not 0 < timeout <= MAX_TIMEOUT_S
-    ):
+    seconds = _seconds(timeout)
+    if seconds is None or seconds == 0:
         raise ValueError(
             f"Function `{name}`: timeout must be a positive number of seconds, ten years at most "
             f"(got {timeout!r}); leave it out, or pass None, for no limit."
         )
-    return float(timeout)
+    return seconds
+
+
+def _checked_grace(name: str, grace: object) -> float | None:
+    if grace is None:
+        return None
+    seconds = _seconds(grace)
+    if seconds is None:
+        raise ValueError(
+            f"Function `{name}`: grace must be a number of seconds, 0 or more, ten years at most "
+            f"(got {grace!r}); leave it out, or pass None, for OGPU_KILL_GRACE."
+        )
+    return seconds
+
+
+def _seconds(value: object) -> float | None:
+    """Return a time that is not negative as a float; None: it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) and 0 <= value <= MAX_TIMEOUT_S else None

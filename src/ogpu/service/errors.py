@@ -73,6 +73,7 @@ class FailureReason(str, Enum):
     EXCEPTION = "exception"
     INVALID_OUTPUT = "invalid_output"
     WORKER_DIED = "worker_died"
+    OUT_OF_MEMORY = "out_of_memory"
     INTERRUPTED = "interrupted"
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
@@ -84,7 +85,8 @@ class TaskError:
     """The evidence about a task that did not succeed.
 
     ``exception`` is the type's name, ``traceback`` its text; ``signal`` and ``exit_code`` are
-    numbers and say how the worker ended, where it ended; ``output`` is the end of what it printed.
+    numbers and say how the worker ended, where it ended; ``stack`` is what its threads were doing
+    then; ``output`` is the end of what it printed.
     """
 
     reason: FailureReason

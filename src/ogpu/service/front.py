@@ -38,6 +38,7 @@ from .logger import batch_lines, logger
 from .metrics import Metrics
 from .outbox.receivers import lanes_of
 from .pool.launcher import Launcher
+from .pool.scratch import ScratchFolders
 from .pool.supervisor import Supervisor
 from .recovery import recover
 from .reporting import EndReporter, report_left
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 2048
 _SHUTDOWN_S = 5.0
+BROKEN_SHOWN_S = 3.0
 
 
 class _Server(uvicorn.Server):
@@ -80,14 +82,18 @@ class _Stop:
             logger.info("%s: draining", signal.Signals(number).name)
             self.asked.set()
 
-    def on_fatal(self, error: Exception) -> None:
+    def on_fatal(self, error: Exception, *, at_once: bool) -> None:
         self.error = self.error or error
         self.asked.set()
-        self.hurried.set()
+        if at_once:
+            self.hurried.set()
 
 
 async def serve(
-    settings: Settings, handlers: dict[str, Handler], launcher: Launcher, database: Database
+    settings: Settings,
+    handlers: dict[str, Handler],
+    places: tuple[Launcher, ScratchFolders],
+    database: Database,
 ) -> None:
     """Serve until told to stop.
 
@@ -99,7 +105,7 @@ async def serve(
     _calm_the_collector()
     batch_lines(asyncio.get_running_loop())
     try:
-        await _Front(settings, handlers, launcher, database).serve()
+        await _Front(settings, handlers, places, database).serve()
     finally:
         batch_lines(None)  # what is logged after this has no loop to be written by
 
@@ -111,7 +117,7 @@ class _Front:
         self,
         settings: Settings,
         handlers: dict[str, Handler],
-        launcher: Launcher,
+        places: tuple[Launcher, ScratchFolders],
         database: Database,
     ) -> None:
         self._settings = settings
@@ -121,9 +127,9 @@ class _Front:
         self._journal = Journal(database, lanes_of(settings), self._metrics, settings.task_ttl)
         self._supervisor = Supervisor(
             settings,
-            set(handlers),
+            handlers,
             self._journal,
-            launcher,
+            places,
             (self._events, self._metrics),
             self._stop.on_fatal,
         )
@@ -165,6 +171,10 @@ class _Front:
     async def _drain(self) -> None:
         """Let tasks end, then callbacks go out, in the time there is."""
         loop = asyncio.get_running_loop()
+        if self._stop.error is not None:
+            # Those who watch readiness are to see why; the tasks of other workers end meanwhile.
+            logger.critical("The service is broken, and about to end: %s", self._stop.error)
+            await asyncio.sleep(BROKEN_SHOWN_S)
         timeout_s = self._settings.drain_timeout
         limit = loop.time() + timeout_s
         if not await self._supervisor.drain(timeout_s):

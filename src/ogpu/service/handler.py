@@ -25,6 +25,7 @@ class Handler:
     input_model: type[BaseModel]
     output_model: type[BaseModel]
     timeout_s: float | None = None
+    grace_s: float | None = None
     is_async: bool = field(init=False)
 
     def __post_init__(self) -> None:

@@ -73,6 +73,11 @@ def die_with_parent(expected_parent: int) -> None:
         os._exit(1)
 
 
+def wake_at_parents_death() -> None:
+    """Be continued when the parent dies: stopped (SIGSTOP), this process would not notice it."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
 def thread_count() -> int:
     """Count the threads of this process, those of C libraries included (proc_pid_task(5))."""
     return len(list(Path("/proc/self/task").iterdir()))
@@ -80,7 +85,29 @@ def thread_count() -> int:
 
 def zombie_children() -> int:
     """Count the children of this process's main thread that have ended and were not waited for."""
-    return sum(_state_and_parent(pid)[0] == "Z" for pid in own_children())
+    return sum(state_of(pid) == "Z" for pid in own_children())
+
+
+def state_of(pid: int) -> str:
+    """Return a process's state as one letter (proc_pid_stat(5)), or "" where there is none."""
+    return _state_and_parent(pid)[0]
+
+
+def would_handle(pid: int, number: int) -> bool:
+    """Tell whether a process would run its handler for a signal now (proc_pid_status(5)).
+
+    It would not where it is stopped, or has ended, or where the signal is blocked in its main
+    thread, ignored, or has no handler.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    if facts["State"][0] in "TtZX":
+        return False
+    bit = 1 << (number - 1)
+    return bool(int(facts["SigCgt"], 16) & bit) and not int(facts["SigBlk"], 16) & bit
 
 
 def own_children() -> set[int]:

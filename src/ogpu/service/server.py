@@ -17,14 +17,14 @@ the workers; what those had started is the one thing that may be left then.
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
-import socket
 import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -44,6 +44,7 @@ from .role import may_serve
 
 if TYPE_CHECKING:
     from .journal import Database
+    from .pool.launcher import Template
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FIRST_GENERATION = 1
@@ -105,24 +106,27 @@ def _serve(settings: Settings) -> None:
             _announce(settings, handlers)
             not_ours = own_children()
             become_subreaper()  # should the template die, its workers' orphans come here
-            pid, control, method = _make_template(settings.start_method)
-            stack.enter_context(control)
+            template, make_another = _make_template(settings.start_method)
+            stack.enter_context(template[1])
             # Set before the fork, these handlers would be the workers' as well.
             stack.enter_context(_leaving_on_signals())
         # From here on the process may have threads. The journal comes before the first worker: a
         # second front on its folder is to end before it loads a model, too.
         database = _open_journal(settings, stack)
         from .pool.launcher import Launcher  # noqa: PLC0415 - asyncio
+        from .pool.scratch import ScratchFolders  # noqa: PLC0415 - as above
 
-        launcher = Launcher(pid, control, method, settings, not_ours)
-        launcher.launch(0, _FIRST_GENERATION)
+        scratch = ScratchFolders()
+        stack.callback(scratch.close)
+        launcher = Launcher(template, make_another, settings, not_ours)
+        launcher.launch(0, _FIRST_GENERATION, scratch.make(0, _FIRST_GENERATION))
         enable_sentry()
 
         import uvloop  # noqa: PLC0415 - the front's libraries are not for template and workers
 
         from .front import serve  # noqa: PLC0415 - the same
 
-        uvloop.run(serve(settings, handlers, launcher, database))
+        uvloop.run(serve(settings, handlers, (launcher, scratch), database))
 
 
 def _open_journal(settings: Settings, stack: ExitStack) -> Database:
@@ -149,8 +153,10 @@ def _announce(settings: Settings, handlers: dict[str, Handler]) -> None:
         logger.info("Registered endpoint → /run/%s/{task_address} (%s)", name, limit)
 
 
-def _make_template(start_method: str) -> tuple[int, socket.socket, str]:
+def _make_template(start_method: str) -> tuple[Template, Callable[[], Template]]:
+    """Make the template, and return it with the way to make another one, should it be lost."""
     from .worker.hazards import fork_hazard  # noqa: PLC0415 - only the front asks
+    from .worker.spawned import preparation  # noqa: PLC0415 - the same
     from .worker.template import exec_template, fork_template  # noqa: PLC0415 - the same
 
     method = start_method
@@ -159,9 +165,8 @@ def _make_template(start_method: str) -> tuple[int, socket.socket, str]:
         method = "fork" if hazard is None else "spawn"
         if hazard is not None:
             logger.warning("Workers are spawned, since a fork is not safe: %s", hazard)
-    pid, control = fork_template() if method == "fork" else exec_template()
-    logger.info("Workers are made by %s (template: pid %d)", method, pid)
-    return pid, control, method
+    make_another = functools.partial(exec_template, preparation(), method)
+    return fork_template() if method == "fork" else make_another(), make_another
 
 
 @contextmanager

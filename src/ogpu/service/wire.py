@@ -18,16 +18,18 @@ log record: ``[level, text]`` as JSON.
 from __future__ import annotations
 
 import json
+import signal
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic_core import from_json, to_json
 
 from .errors import WireError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 _LENGTHS = struct.Struct("!II")
 # A header holds names, numbers and at most a traceback that was cut to MAX_TEXT_CHARS.
@@ -37,6 +39,24 @@ MAX_TEXT_CHARS = 64 * 1024
 MAX_PACKET_BYTES = 128 * 1024
 
 LOG_MARK = "\x1e"
+# The file that a worker writes its stacks to: faulthandler writes 100 threads of 100 frames at
+# most.
+STACKS_BYTES = 128 * 1024
+
+# What the front says to a worker that may listen to nothing else. They are real-time signals, since
+# libraries and sources have uses of their own for the others (signal(7)).
+DUMP_SIGNAL = signal.SIGRTMIN + 11  # write the stacks of all threads down, and end
+ASK_SIGNAL = signal.SIGRTMIN + 12  # raise TaskTimeout in the handler
+
+
+class RecycleReason(str, Enum):
+    """Why a worker wants to be replaced, though it is not at fault for a task."""
+
+    RECYCLE_WORKER = "recycle_worker"  # the handler said so
+    MAX_RSS = "max_rss"  # its process tree has grown beyond OGPU_MAX_WORKER_RSS_BYTES
+    DEVICE_ERROR = "device_error"  # every later call on its GPU would fail, too (a sticky error)
+    DEVICE_LOST = "device_lost"  # its GPU does not answer, or is not there any more
+    LEFTOVERS = "leftovers"  # a handler was stopped in time, and left threads or processes
 
 
 # --- front → template
@@ -44,12 +64,13 @@ LOG_MARK = "\x1e"
 
 @dataclass(frozen=True)
 class Launch:
-    """Make a worker for a slot: by fork, or by a fresh interpreter that imports the source."""
+    """Make a worker for a slot."""
 
     slot: int
     generation: int
-    method: str
     max_result_bytes: int
+    max_rss_bytes: int | None  # of its whole process tree; beyond it the worker asks to be recycled
+    temp_dir: str | None  # a folder of its own, which is there
     log_level: str
     may_spin: bool  # wait for the next order awake, for a moment
 
@@ -58,8 +79,19 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class TemplateReady:
+    """The template takes orders: always its first message.
+
+    ``method`` is ``fork`` or ``spawn``; ``hazard`` says why it is not the one that was wanted.
+    """
+
+    method: str
+    hazard: str | None
+
+
+@dataclass(frozen=True)
 class Launched:
-    """A worker exists. With it: its channel, the read end of its output, its pidfd."""
+    """A worker exists. With it: its channel, the read end of its output, its stacks, its pidfd."""
 
     slot: int
     generation: int
@@ -77,12 +109,22 @@ class LaunchFailed:
 
 @dataclass(frozen=True)
 class Gone:
-    """A worker has been reaped and nothing that it started is left."""
+    """A worker has been reaped and nothing that it started is left.
+
+    Neither code nor signal is known where the template died before it could tell.
+    """
 
     slot: int
     generation: int
     exit_code: int | None
     signal: int | None
+
+    @classmethod
+    def with_code(cls, slot: int, generation: int, code: int | None) -> Gone:
+        """Return the message for an exit code, where a negative one means a signal."""
+        if code is None:
+            return cls(slot, generation, None, None)
+        return cls(slot, generation, code if code >= 0 else None, -code if code < 0 else None)
 
 
 # --- front → worker
@@ -102,6 +144,7 @@ class Run:
     attempt: int
     deadline_at: float | None
     deadline_s: float | None
+    may_be_asked: bool  # there is a grace after the deadline
 
 
 # --- worker → front
@@ -129,11 +172,13 @@ class InitFailed:
 class Done:
     """A task succeeded; the payload is the output model's JSON.
 
-    ``has_output``: what the task printed may not all have been read yet.
+    ``has_output``: what the task printed may not all have been read yet. ``recycle``: a
+    ``RecycleReason``, where the worker wants to be replaced.
     """
 
     run: int
     has_output: bool
+    recycle: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +190,7 @@ class Failed:
     message: str
     exception: str | None
     traceback: str | None
+    recycle: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +203,17 @@ class Progressed:
 
 
 Message = (
-    Launch | Launched | LaunchFailed | Gone | Run | Ready | InitFailed | Done | Failed | Progressed
+    Launch
+    | TemplateReady
+    | Launched
+    | LaunchFailed
+    | Gone
+    | Run
+    | Ready
+    | InitFailed
+    | Done
+    | Failed
+    | Progressed
 )
 _TYPES: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Message)}
 _FIELD_TYPES = {

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..journal import Journal
 from ..metrics import CONTENT_TYPE, Metrics
+from ..pool.slot import SlotState
 from ..pool.states import PoolState
 from ..pool.supervisor import Supervisor
 from .problem import NOT_READY, STOPPING
@@ -19,7 +20,6 @@ _REASONS = {
     PoolState.STARTING: "no worker has run @init yet",
     PoolState.READY: "every worker is being replaced",
     PoolState.DRAINING: "the service is draining: it finishes what runs, and accepts nothing more",
-    PoolState.BROKEN: "the pool cannot be kept alive",
 }
 
 
@@ -39,20 +39,27 @@ class PoolCalls:
         """Tell whether a task would be accepted and run now; if not, 503 and the reason."""
         pool, trouble = self._supervisor, self._journal.trouble
         if pool.state is PoolState.READY and pool.ready_workers and trouble is None:
-            return JSONResponse(
-                {"status": "ready", "reason": None, "ready_workers": pool.ready_workers}
-            )
-        if trouble is not None:
+            return JSONResponse({"status": "ready", "reason": None, **self._counts()})
+        if pool.broken_by is not None:
+            reason, detail = PoolState.BROKEN, str(pool.broken_by)
+        elif trouble is not None:
             reason, detail = PoolState.BROKEN, trouble
         else:
             reason = PoolState.STARTING if pool.state is PoolState.READY else pool.state
             detail = _REASONS[pool.state]
+            if lost := self._counts()["unkillable_workers"]:
+                detail += f"; {lost} slot(s) are lost to workers that SIGKILL does not end"
         return NOT_READY.response(
             detail[:1].upper() + detail[1:] + ".",
             retry_after_s=pool.retry_after_s,
             reason=reason.value,
-            ready_workers=pool.ready_workers,
+            **self._counts(),
         )
+
+    def _counts(self) -> dict[str, int]:
+        workers = self._supervisor.count_workers()
+        unkillable = workers[SlotState.UNKILLABLE.value]
+        return {"ready_workers": self._supervisor.ready_workers, "unkillable_workers": unkillable}
 
     async def workers(self) -> Response:
         """Return the pool, slot by slot."""

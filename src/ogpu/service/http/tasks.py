@@ -134,7 +134,9 @@ class TaskCalls:
             return ALREADY_ENDED.response(
                 f"`{task_address}` is {task.state.value}; there is nothing left to cancel."
             )
-        self._supervisor.cancel(task)
+        await self._supervisor.cancel(task)
+        if task.state is not TaskState.CANCELLED:  # its deadline was a moment sooner
+            return ALREADY_ENDED.response(f"`{task_address}` is {task.state.value} by now.")
         await self._journal.stored(task)
         return task_response(task)
 

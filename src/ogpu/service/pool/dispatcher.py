@@ -7,7 +7,9 @@ Runs in the front, on its event loop; the supervisor owns it, and tells it what 
 2. A task that an earlier front may have been killed by is recorded as running first, and given out
    when that is on the disk: otherwise one that kills the front at once would do so for ever, since
    no start would know that it ran.
-3. The deadline passes, or somebody cancels: the task's end is recorded, then its worker is killed.
+3. The deadline passes, or somebody cancels: the worker is killed, and the task's end is recorded
+   with what it was doing then. What it still answers is dropped. Where there is a grace, the
+   handler is asked to stop first.
 4. A task has waited in the queue for too long: it expires.
 """
 
@@ -24,7 +26,7 @@ from ..journal import Journal
 from ..task import Outcome, Task
 from .background import Background
 from .estimate import Estimate
-from .evidence import cancelled, expired, input_lost, timed_out
+from .evidence import cancelled, cancelled_in_queue, expired, input_lost, timed_out
 from .lives import Lives
 from .process import WorkerProcess
 from .queue import TaskQueue
@@ -32,7 +34,10 @@ from .slot import ExitReason, Slot, SlotState
 
 
 class Dispatcher:
-    """Owns the queue. ``on_freed`` is called when there is a task less, by no answer."""
+    """Owns the queue. ``on_freed`` is called when there is a task less, by no answer.
+
+    ``limits_s``: how long a task may wait, and the grace of each function after its deadline.
+    """
 
     def __init__(
         self,
@@ -40,7 +45,7 @@ class Dispatcher:
         journal: Journal,
         background: Background,
         estimate: Estimate,
-        queue_timeout_s: float | None,
+        limits_s: tuple[float | None, dict[str, float]],
         on_freed: Callable[[], None],
     ) -> None:
         self.is_closed = False  # nothing more is given out
@@ -48,9 +53,9 @@ class Dispatcher:
         self._journal = journal
         self._background = background
         self._estimate = estimate
-        self._queue_timeout_s = queue_timeout_s
+        self._queue_timeout_s, self._graces_s = limits_s
         self._on_freed = on_freed
-        self.queue = TaskQueue(journal, background, queue_timeout_s, self)
+        self.queue = TaskQueue(journal, background, self._queue_timeout_s, self)
         self._runs = 0
         self._to_be_stored: set[int] = set()  # numbers of tasks of an earlier front
         journal.on_stored(self.queue.on_stored)
@@ -74,15 +79,22 @@ class Dispatcher:
         self.queue.append_first(task)
         self.dispatch()
 
-    def cancel(self, task: Task) -> None:
-        """End a task that has not ended: take it out of the queue, or kill its worker."""
+    async def cancel(self, task: Task) -> None:
+        """End a task that has not ended: take it out of the queue, or kill its worker.
+
+        Where its worker is being killed already, for its deadline, wait until that is recorded.
+        """
         slot = self.slot_of(task)
         if slot is None:
             self.queue.remove(task)
-            self._journal.finish(task, cancelled(task, None))
+            self._journal.finish(task, cancelled_in_queue(task))
             self._on_freed()
-        else:
+            return
+        process = slot.process
+        assert process is not None
+        if slot.state is SlotState.BUSY:
             self._cut_short(slot, task, cancelled, ExitReason.CANCELLED)
+        await process.settled.wait()
 
     def on_expired(self, task: Task) -> None:
         assert self._queue_timeout_s is not None
@@ -128,8 +140,15 @@ class Dispatcher:
             deadline_at = started_at.timestamp() + task.timeout_s
             deadline_s = slot.deadline_s = time.monotonic() + task.timeout_s
             self._set_timer(slot, task.timeout_s)
+        slot.was_asked = False
         order = wire.Run(
-            slot.run, task.function, task.address, task.attempt, deadline_at, deadline_s
+            slot.run,
+            task.function,
+            task.address,
+            task.attempt,
+            deadline_at,
+            deadline_s,
+            may_be_asked=self._graces_s[task.function] > 0,
         )
         if task.number in self._to_be_stored:
             self._to_be_stored.discard(task.number)
@@ -179,20 +198,34 @@ class Dispatcher:
         if remaining_s > 0:  # the loop's clock stands still during a step, so its timers are early
             self._set_timer(slot, remaining_s)
             return
-        assert slot.task is not None
-        self._cut_short(slot, slot.task, timed_out, ExitReason.TIMED_OUT)
+        task, process = slot.task, slot.process
+        assert task is not None
+        assert process is not None
+        grace_s = 0.0 if slot.was_asked else self._graces_s[task.function]
+        if grace_s > 0:
+            slot.was_asked = True
+            slot.deadline_s += grace_s
+            process.ask()
+            self._set_timer(slot, grace_s)
+        else:
+            self._cut_short(slot, task, timed_out, ExitReason.TIMED_OUT)
 
     def _cut_short(
         self,
         slot: Slot,
         task: Task,
-        outcome: Callable[[Task, str | None], Outcome],
+        outcome: Callable[[Task, str | None, str | None], Outcome],
         reason: ExitReason,
     ) -> None:
-        """Record the end of a running task, then kill its worker."""
-        assert slot.process is not None
-        slot.process.output.drain()
-        self.take_back(slot)
-        self.finish(task, outcome(task, slot.process.output.tail()))
-        self._lives.end_worker(slot, reason)
-        self._on_freed()
+        """Kill the worker of a running task, and record the end of that with what it was doing."""
+        process = slot.process
+        assert process is not None
+
+        def record(stack: str | None) -> None:
+            process.output.drain()
+            self.take_back(slot)
+            self.finish(task, outcome(task, process.output.tail(), stack))
+            self._on_freed()
+
+        slot.cancel_timers()
+        self._lives.end_worker(slot, reason, then=record)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from .. import wire
 from ..errors import FailureReason, TaskError, WireError
 from ..task import Outcome, Task, TaskState
+from .slot import ExitReason
 
 
 def succeeded(result: bytes) -> Outcome:
@@ -38,23 +39,43 @@ def failed_in_worker(failed: wire.Failed) -> Outcome:
     return Outcome(TaskState.FAILED, error=error_record)
 
 
-def timed_out(task: Task, output: str | None) -> Outcome:
-    """Return the end of a task that passed its deadline; its worker is being killed."""
+def timed_out(task: Task, output: str | None, stack: str | None) -> Outcome:
+    """Return the end of a task that passed its deadline; its worker is killed."""
     message = f"`{task.function}` timed out after {task.timeout_s:g} s; its worker was killed"
-    killed_by = int(signal.SIGKILL)
-    error = TaskError(FailureReason.TIMED_OUT, message, signal=killed_by, output=output)
-    return Outcome(TaskState.TIMED_OUT, error=error, output=output)
+    return _killed(TaskState.TIMED_OUT, FailureReason.TIMED_OUT, message, output, stack)
 
 
-def cancelled(task: Task, output: str | None) -> Outcome:
-    """Return the end of a task that somebody has cancelled; if it ran, its worker is killed."""
-    if task.worker is None:
-        message = f"`{task.function}` was cancelled before it ran"
-        return Outcome(TaskState.CANCELLED, error=TaskError(FailureReason.CANCELLED, message))
+def stopped_in_time(task: Task, answer: Outcome) -> Outcome:
+    """Return the end of a task that passed its deadline, and stopped when it was asked to.
+
+    What it returned is dropped; where it raised, that is kept as evidence.
+    """
+    given = answer.error or TaskError(FailureReason.TIMED_OUT, "")
+    message = (
+        f"`{task.function}` timed out after {task.timeout_s:g} s; it was asked to stop, and did"
+    )
+    error = replace(given, reason=FailureReason.TIMED_OUT, message=message)
+    return Outcome(TaskState.TIMED_OUT, error=error)
+
+
+def cancelled_in_queue(task: Task) -> Outcome:
+    """Return the end of a task that somebody has cancelled before it ran."""
+    message = f"`{task.function}` was cancelled before it ran"
+    return Outcome(TaskState.CANCELLED, error=TaskError(FailureReason.CANCELLED, message))
+
+
+def cancelled(task: Task, output: str | None, stack: str | None) -> Outcome:
+    """Return the end of a task that somebody has cancelled while it ran; its worker is killed."""
     message = f"`{task.function}` was cancelled while it ran; its worker was killed"
+    return _killed(TaskState.CANCELLED, FailureReason.CANCELLED, message, output, stack)
+
+
+def _killed(
+    state: TaskState, reason: FailureReason, message: str, output: str | None, stack: str | None
+) -> Outcome:
     killed_by = int(signal.SIGKILL)
-    error = TaskError(FailureReason.CANCELLED, message, signal=killed_by, output=output)
-    return Outcome(TaskState.CANCELLED, error=error, output=output)
+    error = TaskError(reason, message, signal=killed_by, stack=stack, output=output)
+    return Outcome(state, error=error, output=output)
 
 
 def input_lost(task: Task) -> Outcome:
@@ -71,7 +92,7 @@ def expired(task: Task, timeout_s: float) -> Outcome:
 
 
 def worker_died(
-    task: Task, gone: wire.Gone, output: str | None, *, channel_broken: bool
+    task: Task, gone: wire.Gone, output: str | None, stack: str | None, *, channel_broken: bool
 ) -> Outcome:
     """Return the end of a task whose worker ended while it ran it, and not for its deadline."""
     how = describe_end(gone)
@@ -82,19 +103,32 @@ def worker_died(
         f"worker {gone.slot} {how} while it ran `{task.function}`",
         signal=gone.signal,
         exit_code=gone.exit_code,
+        stack=stack,
         output=output,
     )
     return Outcome(TaskState.FAILED, error=error, output=output)
 
 
-def interrupted(task: Task, gone: wire.Gone) -> Outcome:
-    """Return the end of a task that no worker lived to take, several times in a row."""
+def interrupted(task: Task, gone: wire.Gone, why: str) -> Outcome:
+    """Return the end of a task that lost its worker several times, and was not to blame for it."""
     message = (
-        f"attempt {task.attempt} was interrupted: the worker {describe_end(gone)} before it took "
-        "the task, and OGPU_MAX_ATTEMPTS allows no other"
+        f"attempt {task.attempt} was interrupted: the worker {describe_end(gone)} {why}, "
+        "and OGPU_MAX_ATTEMPTS allows no other"
     )
     error = TaskError(FailureReason.INTERRUPTED, message, None, None, gone.signal, gone.exit_code)
     return Outcome(TaskState.FAILED, error=error)
+
+
+def recycle_reason(text: str) -> ExitReason:
+    """Return why a worker wants to be replaced.
+
+    Raises:
+        WireError: it gives a reason that does not exist.
+    """
+    try:
+        return ExitReason(wire.RecycleReason(text).value)
+    except ValueError as error:
+        raise WireError(f"unknown reason to be recycled {text!r}") from error
 
 
 def with_output(outcome: Outcome, output: str | None) -> Outcome:
@@ -105,8 +139,10 @@ def with_output(outcome: Outcome, output: str | None) -> Outcome:
 
 def describe_end(gone: wire.Gone) -> str:
     """Say how a process ended: by which signal, or with which exit code."""
-    if gone.signal is None:
+    if gone.exit_code is not None:
         return f"exited with code {gone.exit_code}"
+    if gone.signal is None:
+        return "ended, nobody knows how"
     try:
         return f"was ended by {signal.Signals(gone.signal).name}"
     except ValueError:  # real-time signals have no names

@@ -1,13 +1,13 @@
-"""The front's side of the template: order workers, hear of their deaths.
+"""The front's side of the template: order workers, hear of their deaths, make another template.
 
-Runs in the front. Launched and Gone arrive in order for each worker; what they mean is the
-supervisor's business.
+Runs in the front. Launched and Gone arrive in order for each worker; what they mean is the business
+of ``lives.py`` and ``deaths.py``. A template is replaced when it has ended, and ended when it has
+been stopped (SIGSTOP): nothing would be launched or buried any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections import deque
@@ -18,14 +18,22 @@ from .. import wire
 from ..config import Settings
 from ..errors import WireError
 from ..logger import logger
-from ..processes import kill_child, own_children
+from ..processes import kill_child, state_of
+from .pidfd import kill_children, reap_ended, reaped_within
+
+Template = tuple[int, socket.socket]  # its pid, and this side's end of its control socket
+
+# A stopped template is killed when it is seen twice: Ctrl-Z and `fg` stop and continue the front as
+# well, and one look may come between the two.
+WATCH_EVERY_S = 1.0
+_END_LIMIT_S = 5.0
 
 
 class LaunchEvents(Protocol):
     """Who wants to know what the template says."""
 
     def on_launched(self, launched: wire.Launched, descriptors: list[int]) -> None:
-        """Take a worker's channel, output and pidfd, in that order, and own them."""
+        """Take a worker's channel, output, stacks and pidfd, in that order, and own them."""
 
     def on_launch_failed(self, failed: wire.LaunchFailed) -> None:
         """Take notice that a worker could not be made."""
@@ -41,45 +49,46 @@ class LaunchEvents(Protocol):
 
 
 class Launcher:
-    """Talks to one template.
+    """Talks to one template at a time.
 
     Args:
-        pid: the template, a child of this process.
-        control: this side's end of its control socket.
-        method: ``fork`` or ``spawn``, how workers are to be made.
+        template: the first one, a child of this process.
+        make_template: makes another one.
         settings: what of them a worker has to know.
-        not_ours: the children that this process had before the template.
+        not_ours: the children that this process had before the first template.
     """
 
     def __init__(
         self,
-        pid: int,
-        control: socket.socket,
-        method: str,
+        template: Template,
+        make_template: Callable[[], Template],
         settings: Settings,
         not_ours: set[int],
     ) -> None:
-        self.method = method
-        self._pid = pid
+        self._pid, self._control = template
+        self._make_template = make_template
         self._not_ours = not_ours
-        self._control = control
         self._settings = settings
         self._may_spin = len(os.sched_getaffinity(0)) > settings.slots
         self._events: LaunchEvents | None = None
         self._unsent: deque[bytes] = deque()
+        self._is_up = True
+        self._import_timer: asyncio.TimerHandle | None = None
 
-    def launch(self, slot: int, generation: int) -> None:
+    def launch(self, slot: int, generation: int, temp_dir: str | None) -> None:
         """Order a worker. May be called before ``listen``: the template works in the meantime."""
         order = wire.Launch(
             slot,
             generation,
-            self.method,
             self._settings.max_result_bytes,
+            self._settings.max_worker_rss_bytes,
+            temp_dir,
             self._settings.log_level,
             self._may_spin,
         )
         self._unsent.append(wire.encode_header(order))
-        self._send()
+        if self._is_up:
+            self._send()
 
     def _send(self) -> None:
         """Send the orders that wait, as many as the socket takes; the rest when it takes more."""
@@ -93,7 +102,7 @@ class Launcher:
             loop.add_writer(self._control, self._send)
             return
         except OSError as error:
-            # The template's end is seen by whoever listens; there is nobody else to ask.
+            # Its end is seen by whoever listens; the order is given to the next one.
             logger.error("The template takes no orders: %s", error)
         if loop is not None:
             loop.remove_writer(self._control)
@@ -104,53 +113,99 @@ class Launcher:
         self._control.setblocking(False)
         asyncio.get_running_loop().add_reader(self._control, events.guard, self._hear)
 
-    async def shut_down(self, timeout_s: float) -> None:
-        """Have the template kill every worker and end; kill it where it does not."""
+    async def watch(self) -> None:
+        """Until cancelled: kill a template that is stopped, and reap what nobody else does."""
+        was_stopped = False
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            if not self._is_up:
+                continue
+            reap_ended(but=self._not_ours | {self._pid})
+            is_stopped = state_of(self._pid) == "T"
+            if is_stopped and was_stopped:
+                logger.error("The template (pid %d) is stopped; killing it", self._pid)
+                kill_child(self._pid)
+            was_stopped = is_stopped
+
+    # --- the end of a template, and the next one
+
+    async def end_template(self, timeout_s: float = _END_LIMIT_S) -> None:
+        """Close its socket, on which it kills every worker and ends; kill it where it does not."""
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._control)
-        loop.remove_writer(self._control)
-        self._control.close()
-        if not await _ends_within(self._pid, timeout_s):
+        if self._is_up:
+            self._close_control(loop)
+        if not await reaped_within(self._pid, timeout_s):
             logger.error("The template (pid %d) does not end; killing it", self._pid)
             kill_child(self._pid)
-            await _ends_within(self._pid, timeout_s)
-        await self._kill_orphans(timeout_s)
+            await reaped_within(self._pid, timeout_s)
 
-    async def _kill_orphans(self, timeout_s: float) -> None:
+    def start_template(self) -> None:
+        """Make another template, which gets the orders that wait."""
+        assert self._events is not None
+        self._pid, self._control = self._make_template()
+        self._is_up = True
+        logger.warning("Another template is being made (pid %d)", self._pid)
+        self.listen(self._events)
+        if self._settings.init_timeout is not None:
+            self._import_timer = asyncio.get_running_loop().call_later(
+                self._settings.init_timeout, self._on_import_timeout
+            )
+        self._send()
+
+    def _on_import_timeout(self) -> None:
+        logger.error(
+            "The template (pid %d) has not imported the source within OGPU_INIT_TIMEOUT; "
+            "killing it",
+            self._pid,
+        )
+        kill_child(self._pid)
+
+    async def kill_orphans(self, but: set[int], timeout_s: float = _END_LIMIT_S) -> bool:
         """Kill what workers have left, where the template could not: it all has come to us.
 
         The front is a subreaper as well. What the source itself started in this process, before
-        start(), is not ours to end.
+        start(), is not ours to end. Returns whether nothing is left.
         """
-        loop = asyncio.get_running_loop()
-        limit = loop.time() + timeout_s
-        while orphans := own_children() - self._not_ours - {self._pid}:
-            for pid in orphans:
-                with contextlib.suppress(PermissionError):  # it runs as another user
-                    kill_child(pid)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it does not wait
-            if loop.time() > limit:
-                logger.error("These processes cannot be killed: %s", sorted(orphans))
-                return
-            await asyncio.sleep(0.005)
+        left = await kill_children(self._not_ours | {self._pid} | but, timeout_s)
+        if left:
+            logger.error("These processes cannot be killed: %s", sorted(left))
+        return not left
+
+    async def shut_down(self, timeout_s: float) -> None:
+        """End the template, its workers and whatever they left; for good."""
+        await self.end_template(timeout_s)
+        await self.kill_orphans(set(), timeout_s)
+
+    def _close_control(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_up = False
+        self._unsent.clear()
+        if self._import_timer is not None:
+            self._import_timer.cancel()
+            self._import_timer = None
+        loop.remove_reader(self._control)
+        loop.remove_writer(self._control)
+        self._control.close()
+
+    # --- what it says
 
     def _hear(self) -> None:
         assert self._events is not None
         try:
             packet, descriptors, _, _ = socket.recv_fds(
-                self._control, wire.MAX_PACKET_BYTES, 3, socket.MSG_CMSG_CLOEXEC
+                self._control, wire.MAX_PACKET_BYTES, 4, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return
         except ConnectionResetError:
             packet, descriptors = b"", []
         if not packet:
-            asyncio.get_running_loop().remove_reader(self._control)
+            self._close_control(asyncio.get_running_loop())
             self._events.on_template_lost()
             return
         message = wire.decode_header(packet)
         match message:
+            case wire.TemplateReady():
+                self._on_ready(message)
             case wire.Launched():
                 self._events.on_launched(message, descriptors)
             case wire.LaunchFailed():
@@ -160,28 +215,10 @@ class Launcher:
             case _:
                 raise WireError(f"a template does not say {message}")
 
-
-async def _ends_within(pid: int, timeout_s: float) -> bool:
-    """Wait until a child of this process has ended, and reap it."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-
-    def on_readable() -> None:
-        if not ended.done():
-            ended.set_result(None)
-
-    loop.add_reader(pidfd, on_readable)
-    try:
-        await asyncio.wait([ended], timeout=timeout_s)
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-    if not ended.done():
-        return False
-    with contextlib.suppress(ChildProcessError):  # the source ignores SIGCHLD
-        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it has ended: this only reaps it
-    return True
+    def _on_ready(self, ready: wire.TemplateReady) -> None:
+        if self._import_timer is not None:
+            self._import_timer.cancel()
+            self._import_timer = None
+        if ready.hazard is not None:
+            logger.warning("Workers are spawned, since a fork is not safe: %s", ready.hazard)
+        logger.info("Workers are made by %s (template: pid %d)", ready.method, self._pid)

@@ -1,19 +1,23 @@
-"""The lives of workers: launched, ready, ending, gone, and who takes their place.
+"""The lives of workers: launched, ready, at work, and who takes their place.
 
-Runs in the front, on its event loop. It knows slots and processes; what becomes of the task of a
-worker that ends is the supervisor's business (``LifeEvents``).
+Runs in the front, on its event loop. It fills the slots; ``deaths.py`` empties them. What becomes
+of the task of a worker that ends is the supervisor's business (``LifeEvents``).
 
 1. Slot 0 is launched alone: its @init may download. When it is ready, the others are launched.
    If it fails before any worker was ever ready, the start has failed (FirstInitError).
-2. A worker ends: killed by us (deadline, broken channel), by others, or by itself.
-3. The template says Gone, when nothing of the worker is left. Only then is the slot filled again,
-   at once where the worker had been of use, else after a back-off.
+2. A worker that is well is to be replaced (``recycle``): between two tasks, and one slot at a time
+   where it can go on that long.
+3. A worker is gone: its slot is filled again at once where it had been of use, else after a
+   back-off. One that never became ready costs a part of the crash budget. When that is used up, or
+   when no slot is left that can be filled, the pool is broken (PoolBrokenError).
+4. The template is gone, and its workers with it: another one is made, and every slot is filled
+   again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import random
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Protocol
@@ -21,24 +25,26 @@ from typing import Protocol
 from .. import wire
 from ..backoff import Backoff
 from ..config import Settings
-from ..errors import FirstInitError, PoolBrokenError, WireError
+from ..errors import FirstInitError, PoolBrokenError
 from ..logger import logger
 from ..metrics import Metrics
 from .background import Background
+from .budget import CrashBudget
+from .deaths import Deaths
 from .estimate import Estimate
 from .evidence import describe_end
 from .launcher import Launcher
 from .process import WorkerEvents, WorkerProcess
-from .slot import Exit, ExitReason, Slot, SlotState
+from .scratch import ScratchFolders
+from .slot import CAN_WAIT, ExitReason, Slot, SlotState
 
 RESTART_BACKOFF = Backoff(first_s=0.2, limit_s=30.0)
-# A process closes its descriptors shortly before it is dead (GPU drivers take their time there);
-# one that closed its channel and is still there after this was not dying, and is of no use.
-CHANNEL_GRACE_S = 1.0
-GOODBYE_S = 1.0
-GONE_LIMIT_S = 5.0
+# A worker that ends sooner than this, with no task, has been of no use.
+_LEAST_LIFE_S = 1.0
 # Beside the result itself a Done frame carries nothing; a Failed frame has an empty payload.
 _PAYLOAD_SLACK_BYTES = 1024
+# Slots that nothing is expected of soon: while another one is being filled, none is emptied.
+_IN_PLACE = (SlotState.READY, SlotState.BUSY, SlotState.UNKILLABLE)
 
 
 class LifeEvents(WorkerEvents, Protocol):
@@ -50,8 +56,8 @@ class LifeEvents(WorkerEvents, Protocol):
     def on_lost(self, slot: Slot, process: WorkerProcess, gone: wire.Gone) -> None:
         """Settle the task of a worker that is gone, if it had one."""
 
-    def on_fatal(self, error: Exception) -> None:
-        """Take notice that the pool cannot go on."""
+    def on_broken(self, error: Exception) -> None:
+        """Take notice that the pool cannot be kept alive."""
 
 
 class Lives:
@@ -61,28 +67,36 @@ class Lives:
         self,
         settings: Settings,
         functions: set[str],
-        launcher: Launcher,
+        places: tuple[Launcher, ScratchFolders],
         events: LifeEvents,
         background: Background,
         meters: tuple[Metrics, Estimate],
     ) -> None:
         self.slots = [Slot(index) for index in range(settings.slots)]
         self.first_ready = asyncio.Event()
-        self._max_payload_bytes = settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
+        self._settings = settings
         self._functions = functions
-        self._launcher = launcher
+        self._launcher, self._scratch = places
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._background = background
         self.guard = background.guard
         self._metrics, self._estimate = meters
-        self._all_gone = asyncio.Event()
+        self._deaths = Deaths(self.slots, self._launcher, background, self)
+        self.end_worker = self._deaths.end_worker
+        self.channel_is_broken = self._deaths.channel_is_broken
+        self.channel_is_closed = self._deaths.channel_is_closed
+        self.on_gone = self._deaths.on_gone
+        self.slot_of = self._deaths.slot_of
+        self._budget = CrashBudget(settings.crash_budget, settings.crash_window)
+        self._template_failures = 0  # templates in a row of which no worker became ready
         self._stopping = False
 
     def begin(self) -> None:
         """Take over slot 0, whose launch was ordered before the event loop ran."""
-        self.slots[0].begin_worker()
+        self._begin_worker(self.slots[0])
         self._launcher.listen(self)
+        self._background.run(self._launcher.watch())
 
     def call_later(
         self, delay_s: float, function: Callable[..., None], *arguments: object
@@ -90,25 +104,19 @@ class Lives:
         """Call a function later, guarded."""
         return self._loop.call_later(delay_s, self.guard, function, *arguments)
 
-    def slot_of(self, process: WorkerProcess) -> Slot | None:
-        """Return the slot that a worker fills, or None: it has been buried, this is late news."""
-        slot = self.slots[process.slot]
-        return slot if slot.process is process else None
-
     async def stop(self, timeout_s: float) -> None:
         """End every worker and the template: the idle ones by themselves, the rest killed."""
         self._stopping = True
         for slot in self.slots:
-            for timer in (slot.backoff_timer, slot.deadline_timer):
-                if timer is not None:
-                    timer.cancel()
-            if slot.process is not None and slot.state is not SlotState.STOPPING:
-                idle = slot.state is SlotState.READY
-                self.end_worker(slot, ExitReason.SHUT_DOWN, kill=not idle)
-        self._note_gone()
+            slot.cancel_timers()
+            if slot.process is None:
+                continue
+            if slot.state is SlotState.READY:
+                self._deaths.dismiss(slot, ExitReason.SHUT_DOWN)
+            else:
+                self.end_worker(slot, ExitReason.SHUT_DOWN)
         # The template kills what is left, so this only gives the idle ones time to say goodbye.
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._all_gone.wait(), GOODBYE_S)
+        await self._deaths.wait_all_gone()
         await self._launcher.shut_down(timeout_s)
         for slot in self.slots:
             if slot.process is not None:
@@ -117,30 +125,39 @@ class Lives:
     # --- beginnings
 
     def _launch(self, slot: Slot) -> None:
-        slot.backoff_timer = None
+        slot.cancel_timers()
         if slot.state is not SlotState.STARTING:
             slot.move(SlotState.STARTING)
+        self._begin_worker(slot)
+        temp_dir = self._scratch.make(slot.index, slot.generation)
+        self._launcher.launch(slot.index, slot.generation, temp_dir)
+
+    def _begin_worker(self, slot: Slot) -> None:
         slot.begin_worker()
-        self._launcher.launch(slot.index, slot.generation)
+        most = self._settings.max_tasks_per_worker
+        if most is not None:  # workers that began together are not to be replaced together
+            jitter = random.uniform(0.9, 1.1)  # noqa: S311 - not a secret
+            slot.max_tasks = max(1, round(most * jitter))
 
     def on_launched(self, launched: wire.Launched, descriptors: list[int]) -> None:
-        if len(descriptors) != 3:
+        if len(descriptors) != 4:
             raise PoolBrokenError("the front has no descriptors left (see `ulimit -n`)")
         slot = self.slots[launched.slot]
-        channel_fd, output_fd, pidfd = descriptors
-        slot.process = WorkerProcess(
-            launched, channel_fd, output_fd, pidfd, self._max_payload_bytes, self._events
-        )
+        most = self._settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
+        slot.process = WorkerProcess(launched, descriptors, most, self._events)
         self._background.run(slot.process.connect())
         if self._stopping:
             self.end_worker(slot, ExitReason.SHUT_DOWN)
+        elif self._settings.init_timeout is not None:
+            slot.timer = self.call_later(self._settings.init_timeout, self._on_init_timeout, slot)
 
     def on_launch_failed(self, failed: wire.LaunchFailed) -> None:
         slot = self.slots[failed.slot]
         logger.error("No worker could be made for slot %d: %s", slot.index, failed.message)
         slot.move(SlotState.STOPPING)
         slot.exit_reason = ExitReason.DIED
-        self._refill(slot, useful=False)
+        self._clean(slot)
+        self._after_failed_start(slot, f"no worker could be made: {failed.message}")
 
     def worker_is_ready(self, slot: Slot, ready: wire.Ready) -> None:
         """Take the first message of a worker that ran @init."""
@@ -154,121 +171,149 @@ class Lives:
             )
             self.init_has_failed(slot, wire.InitFailed("ImportError", why, why))
             return
+        slot.cancel_timers()
         logger.info("Worker %d is ready (init took %.2f s)", slot.index, ready.init_s)
         self._metrics.on_init(ready.init_s)
         if slot.started_at is not None:
             took = datetime.now(timezone.utc) - slot.started_at
             self._estimate.note_init(took.total_seconds())
         slot.move(SlotState.READY)
+        slot.ready_s = self._loop.time()
+        self._template_failures = 0
         if not self.first_ready.is_set():
             self.first_ready.set()
             for other in self.slots[1:]:
                 self._launch(other)
         self._events.on_ready(slot)
+        for other in self.slots:
+            if other.state is SlotState.READY:
+                self.recycle_if_wanted(other)
 
     def init_has_failed(self, slot: Slot, failed: wire.InitFailed) -> None:
         """Take the first message of a worker that could not start."""
         logger.error("Init failed in worker %d:\n%s", slot.index, failed.traceback.rstrip())
         if slot.state is SlotState.STARTING:
+            slot.last_failure = f"its @init failed:\n{failed.traceback.rstrip()}"
             self.end_worker(slot, ExitReason.INIT_FAILED)
 
-    # --- ends
-
-    def end_worker(self, slot: Slot, reason: ExitReason, *, kill: bool = True) -> None:
-        """Kill a worker, or dismiss an idle one; its slot is stopping until it is gone."""
-        if slot.state is SlotState.STOPPING:
-            return
-        slot.exit_reason = reason
-        slot.move(SlotState.STOPPING)
-        if slot.process is not None:
-            if kill:
-                slot.process.kill()
-            else:
-                slot.process.dismiss()
-            self.call_later(GONE_LIMIT_S, self._say_not_gone, slot.process)
-
-    def _say_not_gone(self, process: WorkerProcess) -> None:
-        slot = self.slot_of(process)
-        if slot is not None:
-            logger.error(
-                "Worker %d (pid %d) is not gone after %.0f s: it, or a process that it started, "
-                "hangs in the kernel or belongs to another user; its slot stays empty until then",
-                slot.index,
-                process.pid,
-                GONE_LIMIT_S,
+    def _on_init_timeout(self, slot: Slot) -> None:
+        def note(stack: str | None) -> None:
+            limit_s = self._settings.init_timeout
+            doing = f"; it was here:\n{stack}" if stack else ""
+            slot.last_failure = (
+                f"its @init took longer than {limit_s:g} s (OGPU_INIT_TIMEOUT){doing}"
             )
+            logger.error("Worker %d: %s", slot.index, slot.last_failure)
 
-    def channel_is_broken(self, process: WorkerProcess, error: WireError) -> None:
-        """Kill a worker that does not speak the protocol any more."""
-        slot = self.slot_of(process)
-        if slot is not None and slot.state is not SlotState.STOPPING:
-            logger.error("Worker %d broke its channel (%s); killing it", slot.index, error)
-            self.end_worker(slot, ExitReason.BROKEN_CHANNEL)
+        if slot.state is SlotState.STARTING:
+            self.end_worker(slot, ExitReason.INIT_TIMED_OUT, then=note)
 
-    def channel_is_closed(self, process: WorkerProcess) -> None:
-        """Wait for Gone, which is on its way if the worker is dying; otherwise kill it."""
-        slot = self.slot_of(process)
-        if slot is not None and slot.state is not SlotState.STOPPING:
-            self.call_later(CHANNEL_GRACE_S, self._kill_unreachable, process)
+    # --- recycling
 
-    def _kill_unreachable(self, process: WorkerProcess) -> None:
-        slot = self.slot_of(process)
-        if slot is not None and slot.state is not SlotState.STOPPING:
-            logger.error("Worker %d closed its channel; killing it", slot.index)
-            self.end_worker(slot, ExitReason.BROKEN_CHANNEL)
+    def recycle_if_wanted(self, slot: Slot) -> bool:
+        """Replace the worker of a slot between two tasks, where that is wanted and can be now."""
+        if (
+            slot.recycle is None
+            and slot.max_tasks is not None
+            and slot.tasks_done >= slot.max_tasks
+        ):
+            slot.recycle = ExitReason.MAX_TASKS
+        if slot.recycle is None or self._stopping:
+            return False
+        others = (other.state for other in self.slots if other is not slot)
+        if slot.recycle in CAN_WAIT and not all(state in _IN_PLACE for state in others):
+            return False
+        logger.info("Worker %d is recycled (%s)", slot.index, slot.recycle.value)
+        self.end_worker(slot, slot.recycle)
+        return True
 
-    def on_gone(self, gone: wire.Gone) -> None:
-        self._background.run(self._bury(self.slots[gone.slot], gone))
+    # --- replacements
 
-    async def _bury(self, slot: Slot, gone: wire.Gone) -> None:
-        process = slot.process
-        assert process is not None
-        await process.bury()
-        self.end_worker(slot, ExitReason.DIED)
-        reason = slot.exit_reason or ExitReason.DIED
-        slot.last_exit = Exit(reason, signal=gone.signal, exit_code=gone.exit_code)
-        slot.process = None
-        if reason is not ExitReason.SHUT_DOWN:
-            how = describe_end(gone)
-            logger.warning("Worker %d (pid %d) %s", slot.index, process.pid, how)
-        had_entered = slot.task is not None and not process.orders_unread
-        cut_short = reason in (ExitReason.TIMED_OUT, ExitReason.CANCELLED)
-        useful = slot.tasks_done > 0 or had_entered or cut_short
+    def on_buried(self, slot: Slot, process: WorkerProcess, gone: wire.Gone) -> None:
+        self._clean(slot)
+        had_task = slot.task is not None and not process.orders_unread
         self._events.on_lost(slot, process, gone)
-        self._refill(slot, useful=useful)
-        self._note_gone()
-
-    def _refill(self, slot: Slot, *, useful: bool) -> None:
         if self._stopping:
             return
         self._metrics.on_restart((slot.exit_reason or ExitReason.DIED).value)
-        if not self.first_ready.is_set():
-            how = slot.last_exit.reason if slot.last_exit else ExitReason.DIED
-            why = "its @init failed" if how is ExitReason.INIT_FAILED else "it died"
-            self._stopping = True
-            error = FirstInitError(f"the first worker did not become ready: {why}")
-            self._events.on_fatal(error)
-        elif useful:
+        if slot.exit_reason is ExitReason.TEMPLATE_DIED:
+            self._launch(slot)
+        elif slot.ready_s is None:
+            self._after_failed_start(slot, slot.last_failure or _evidence(process, gone))
+        elif had_task or slot.was_useful(self._loop.time(), _LEAST_LIFE_S):
             slot.failures = 0
             self._launch(slot)
         else:
-            slot.failures += 1
-            wait_s = RESTART_BACKOFF.wait_s(slot.failures)
-            logger.warning("Slot %d: next try in %.1f s", slot.index, wait_s)
-            slot.move(SlotState.BACKING_OFF)
-            slot.backoff_timer = self.call_later(wait_s, self._launch, slot)
+            self._back_off(slot)
+
+    def _after_failed_start(self, slot: Slot, why: str) -> None:
+        if self._stopping:
+            return
+        if not self.first_ready.is_set():
+            self._stopping = True
+            self._events.on_broken(FirstInitError(f"the first worker did not become ready: {why}"))
+            return
+        self._back_off(slot)
+        assert slot.started_at is not None
+        took = datetime.now(timezone.utc) - slot.started_at
+        self._spend_budget(f"slot {slot.index}: {why}", took.total_seconds())
+
+    def _back_off(self, slot: Slot) -> None:
+        slot.failures += 1
+        wait_s = RESTART_BACKOFF.wait_s(slot.failures)
+        logger.warning("Slot %d: next try in %.1f s", slot.index, wait_s)
+        slot.move(SlotState.BACKING_OFF)
+        slot.timer = self.call_later(wait_s, self._launch, slot)
+
+    def _clean(self, slot: Slot) -> None:
+        """Remove the temporary files of the worker that is gone."""
+        work = asyncio.to_thread(self._scratch.remove, slot.index, slot.generation)
+        self._background.run(work)
+
+    def _spend_budget(self, why: str, took_s: float) -> None:
+        if self._budget.spend(self._loop.time(), took_s):
+            self._break(
+                f"{self._budget.failures} starts of workers failed within "
+                f"{self._budget.window_s:g} s (OGPU_CRASH_BUDGET, OGPU_CRASH_WINDOW); "
+                f"the last, {why}"
+            )
+
+    def on_unkillable(self, slot: Slot) -> None:
+        del slot
+        if not self._stopping and all(s.state is SlotState.UNKILLABLE for s in self.slots):
+            self._break("no slot is left to work with: what is in them cannot be killed")
+
+    def _break(self, why: str) -> None:
+        """Give up: nothing is launched any more."""
+        self._stopping = True
+        for slot in self.slots:
+            if slot.state is SlotState.BACKING_OFF:
+                slot.cancel_timers()
+        self._events.on_broken(PoolBrokenError(why))
+
+    # --- another template
 
     def on_template_lost(self) -> None:
-        self._stopping = True
-        why = "the template process is gone, and its workers with it"
-        self._events.on_fatal(PoolBrokenError(why))
+        if not self._stopping:
+            self._background.run(self._replace_template())
 
-    def on_defect(self, error: BaseException) -> None:
-        """End the service: something is wrong with this package itself."""
-        self._events.on_fatal(PoolBrokenError(f"the pool has a defect: {error!r}"))
+    async def _replace_template(self) -> None:
+        logger.error("The template is gone, and its workers with it; another one is made")
+        lost_orders = [s for s in self.slots if s.state is SlotState.STARTING and s.process is None]
+        await self._deaths.bury_without_template()
+        self._template_failures += 1
+        if self._template_failures > 1:
+            self._spend_budget("the template, ended before any worker of it was ready", 0.0)
+            await asyncio.sleep(RESTART_BACKOFF.wait_s(self._template_failures - 1))
+        if self._stopping:
+            return
+        self._launcher.start_template()
+        for slot in lost_orders:
+            self._clean(slot)
+            self._launch(slot)
 
-    def _note_gone(self) -> None:
-        if all(slot.process is None for slot in self.slots):
-            self._all_gone.set()
-        else:
-            self._all_gone.clear()
+
+def _evidence(process: WorkerProcess, gone: wire.Gone) -> str:
+    """Say how a worker ended that never became ready, and did not say why."""
+    texts = (process.stacks(), process.output.tail())
+    return "\n".join([f"it {describe_end(gone)} in @init", *(text for text in texts if text)])

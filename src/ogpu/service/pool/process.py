@@ -14,8 +14,13 @@ from typing import Protocol, cast
 
 from .. import wire
 from ..errors import WireError
+from ..processes import would_handle
 from ..task import Task, WorkerReference
 from .output import WorkerOutput
+from .pidfd import ended_within
+
+# faulthandler took 0.2 ms for a handler in Python; a hundred deep threads may take some more.
+DUMP_LIMIT_S = 0.1
 
 
 class WorkerEvents(Protocol):
@@ -43,20 +48,22 @@ class WorkerProcess(asyncio.Protocol):
     def __init__(
         self,
         launched: wire.Launched,
-        channel_fd: int,
-        output_fd: int,
-        pidfd: int,
+        descriptors: list[int],
         max_payload_bytes: int,
         events: WorkerEvents,
     ) -> None:
+        self._channel_fd, output_fd, self._stacks_fd, self._pidfd = descriptors
         self.pid = launched.pid
         self.slot = launched.slot
         self.reference = WorkerReference(launched.slot, launched.generation, launched.pid)
         self.output = WorkerOutput(output_fd, launched.slot, events.on_line)
         # True when the worker's end was closed with orders in it that nobody had read.
         self.orders_unread = False
-        self._channel_fd = channel_fd
-        self._pidfd = pidfd
+        # Set but while what its threads do is being asked: its task ends with the answer.
+        self.settled = asyncio.Event()
+        self.settled.set()
+        self._stacks: str | None = None
+        self.is_gone = False  # it has been reaped, and is being buried
         self._decoder = wire.FrameDecoder(max_payload_bytes)
         self._events = events
         self._transport: asyncio.Transport | None = None
@@ -75,11 +82,48 @@ class WorkerProcess(asyncio.Protocol):
         else:
             self.orders_unread = True
 
+    def ask(self) -> None:
+        """Have TaskTimeout raised in the handler."""
+        self._signal(wire.ASK_SIGNAL)
+
     def kill(self) -> None:
-        """Kill the worker. Its pidfd cannot mean any other process; a dead one stays dead."""
+        """Kill the worker."""
+        self._signal(signal.SIGKILL)
+
+    async def kill_with_stacks(self) -> str | None:
+        """Kill the worker, and return what its threads were doing, where it could say so.
+
+        It has DUMP_LIMIT_S for that, and none where it would not listen.
+        """
+        if self._pidfd >= 0 and would_handle(self.pid, wire.DUMP_SIGNAL):
+            self._forget_stacks()
+            self._signal(wire.DUMP_SIGNAL)
+            await ended_within(self._pidfd, DUMP_LIMIT_S)
+        self.kill()
+        return self.stacks()
+
+    def stacks(self) -> str | None:
+        """Return the stacks that the worker has written down: when asked, or at a crash."""
+        if self._stacks_fd >= 0:
+            text, _, _ = os.pread(self._stacks_fd, wire.STACKS_BYTES, 0).partition(b"\0")
+            readable = text.decode("utf-8", "backslashreplace").strip()
+            self._stacks = readable[: wire.MAX_TEXT_CHARS] or None
+        return self._stacks
+
+    async def wait_end(self) -> None:
+        """Wait until the process has ended, however long that takes."""
+        await ended_within(self._pidfd, None)
+
+    def _forget_stacks(self) -> None:
+        """Empty the file: a child of an earlier task may have crashed, with our descriptor."""
+        os.pwrite(self._stacks_fd, bytes(wire.STACKS_BYTES), 0)
+        os.lseek(self._stacks_fd, 0, os.SEEK_SET)  # one position, for the worker as well
+
+    def _signal(self, number: int) -> None:
+        """Send a signal. A pidfd cannot mean any other process; a dead one stays dead."""
         if self._pidfd >= 0:
             try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, number)
             except ProcessLookupError:  # it is dead already, and Gone is on its way
                 return
 
@@ -95,9 +139,11 @@ class WorkerProcess(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self.output.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self.stacks()
+        for descriptor in (self._pidfd, self._stacks_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._pidfd = self._stacks_fd = -1
 
     # --- asyncio.Protocol
 

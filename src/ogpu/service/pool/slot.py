@@ -24,6 +24,7 @@ class SlotState(str, Enum):
     READY = "ready"
     BUSY = "busy"
     STOPPING = "stopping"  # its worker is being killed, or leaves, and is not gone yet
+    UNKILLABLE = "unkillable"  # SIGKILL has not ended it, or something that it started
     BACKING_OFF = "backing_off"  # empty until the next try
 
 
@@ -31,7 +32,10 @@ TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
     SlotState.STARTING: frozenset({SlotState.READY, SlotState.STOPPING}),
     SlotState.READY: frozenset({SlotState.BUSY, SlotState.STOPPING}),
     SlotState.BUSY: frozenset({SlotState.READY, SlotState.STOPPING}),
-    SlotState.STOPPING: frozenset({SlotState.STARTING, SlotState.BACKING_OFF}),
+    SlotState.STOPPING: frozenset(
+        {SlotState.STARTING, SlotState.BACKING_OFF, SlotState.UNKILLABLE}
+    ),
+    SlotState.UNKILLABLE: frozenset({SlotState.STARTING, SlotState.BACKING_OFF}),
     SlotState.BACKING_OFF: frozenset({SlotState.STARTING}),
 }
 
@@ -39,12 +43,29 @@ TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
 class ExitReason(str, Enum):
     """Why a worker ended."""
 
-    TIMED_OUT = "timed_out"  # killed: its task passed the deadline
-    CANCELLED = "cancelled"  # killed: its task was cancelled
+    DIED = "died"  # by itself: a signal that was not ours, an exit
+    OUT_OF_MEMORY = "out_of_memory"  # killed by the kernel
     INIT_FAILED = "init_failed"
-    DIED = "died"  # by itself: a signal, an exit, an out-of-memory kill
-    BROKEN_CHANNEL = "broken_channel"  # killed: it closed its channel, or wrote garbage to it
+    # Killed:
+    TIMED_OUT = "timed_out"  # its task passed the deadline
+    CANCELLED = "cancelled"  # its task was cancelled
+    INIT_TIMED_OUT = "init_timed_out"
+    BROKEN_CHANNEL = "broken_channel"  # it closed its channel, or wrote garbage to it
+    TEMPLATE_DIED = "template_died"
     SHUT_DOWN = "shut_down"
+    # Recycled, which is a kill between two tasks; see wire.RecycleReason:
+    MAX_TASKS = "max_tasks"
+    MAX_RSS = "max_rss"
+    RECYCLE_WORKER = "recycle_worker"
+    DEVICE_ERROR = "device_error"
+    DEVICE_LOST = "device_lost"
+    LEFTOVERS = "leftovers"
+
+
+# Those of which the worker is well enough to go on until the other slots are at work.
+CAN_WAIT = frozenset({ExitReason.MAX_TASKS, ExitReason.MAX_RSS})
+# Those that say nothing bad about the worker.
+_NO_FAULT = CAN_WAIT | {ExitReason.TIMED_OUT, ExitReason.CANCELLED, ExitReason.RECYCLE_WORKER}
 
 
 @dataclass(frozen=True)
@@ -73,12 +94,17 @@ class Slot:
     run: int = 0  # the number of the Run that is out; answers to others are late news
     deadline_s: float = 0.0  # of the running task, on the monotonic clock
     deadline_timer: asyncio.TimerHandle | None = None
-    backoff_timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None  # of a back-off, or of @init
     exit_reason: ExitReason | None = None  # of the worker that is leaving, once known
+    recycle: ExitReason | None = None  # why its worker is to be replaced when that is possible
+    max_tasks: int | None = None  # of this worker
+    was_asked: bool = False  # its handler has been asked to stop
     tasks_done: int = 0
-    failures: int = 0  # starts in a row that led to nothing
+    failures: int = 0  # lives in a row that led to nothing
     started_at: datetime | None = None
+    ready_s: float | None = None  # when its worker became ready, on the monotonic clock
     last_exit: Exit | None = None
+    last_failure: str | None = None  # why the worker did not become ready, in words
     device: str | None = None
 
     def move(self, to: SlotState) -> None:
@@ -95,9 +121,24 @@ class Slot:
         """Count a new worker, of which nothing is known yet."""
         self.generation += 1
         self.process = None
-        self.exit_reason = None
+        self.exit_reason = self.recycle = None
+        self.was_asked = False
         self.tasks_done = 0
+        self.ready_s = None
+        self.last_failure = None
         self.started_at = datetime.now(timezone.utc)
+
+    def cancel_timers(self) -> None:
+        """Call off what was to happen to the slot."""
+        for timer in (self.timer, self.deadline_timer):
+            if timer is not None:
+                timer.cancel()
+        self.timer = self.deadline_timer = None
+
+    def was_useful(self, now_s: float, least_life_s: float) -> bool:
+        """Tell whether the worker that is gone did anything, or lived for some time."""
+        lived = self.ready_s is not None and now_s - self.ready_s >= least_life_s
+        return lived or self.tasks_done > 0 or self.exit_reason in _NO_FAULT
 
     def describe(self) -> dict[str, Any]:
         """Return the slot as ``GET /workers`` shows it."""

@@ -8,19 +8,22 @@ queue, which ``dispatcher.py`` works off; nothing else changes them.
 3. A worker ends by itself: its task fails with what is known (signal, exit code, last output).
    Had it not read the order yet, the task is queued again, first in line: it is innocent. The
    last worker that OGPU_MAX_ATTEMPTS allows is one too many: there is something about that input.
-4. The front stops: what runs has a moment to end; then it is killed, and queued for the next start.
+   Had the template died, and the worker with it, the task is queued again likewise.
+4. A worker asks to be replaced, or has had its share of tasks: it is recycled before the next one.
+5. The front stops: what runs has a moment to end; then it is killed, and queued for the next start.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from typing import Protocol
 
 from .. import wire
 from ..config import Settings
-from ..errors import WireError
+from ..errors import FirstInitError, PoolBrokenError, WireError
 from ..events import TaskEvents
+from ..handler import Handler
 from ..journal import Journal
 from ..logger import logger
 from ..metrics import Metrics
@@ -28,41 +31,65 @@ from ..task import Outcome, Progress, Task
 from .background import Background
 from .dispatcher import Dispatcher
 from .estimate import Estimate
-from .evidence import failed_in_worker, interrupted, succeeded, with_output, worker_died
+from .evidence import (
+    failed_in_worker,
+    interrupted,
+    recycle_reason,
+    stopped_in_time,
+    succeeded,
+    timed_out,
+    with_output,
+    worker_died,
+)
 from .launcher import Launcher
 from .lives import Lives
 from .process import WorkerProcess
+from .scratch import ScratchFolders
 from .slot import ExitReason, Slot, SlotState
 from .states import Admission, PoolState
 
 
+class OnFatal(Protocol):
+    """Who ends the service."""
+
+    def __call__(self, error: Exception, *, at_once: bool) -> None:
+        """Take notice that nothing can go on."""
+
+
 class Supervisor:
-    """Owns the queue and the slots. ``on_fatal`` is called when nothing can go on."""
+    """Owns the queue and the slots. ``on_fatal`` is called when nothing can go on.
+
+    ``at_once`` says that nobody is to be told first, and no task waited for.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        functions: set[str],
+        handlers: dict[str, Handler],
         journal: Journal,
-        launcher: Launcher,
+        places: tuple[Launcher, ScratchFolders],
         reporters: tuple[TaskEvents, Metrics],
-        on_fatal: Callable[[Exception], None],
+        on_fatal: OnFatal,
     ) -> None:
         self._events, metrics = reporters
         self._estimate = Estimate()
-        self._background = Background(self._on_defect)
+        self._background = Background(self.on_defect)
         # Calls a callback of the event loop; a defect in it ends the service, in words.
         self.guard = self._background.guard
         self._lives = Lives(
-            settings, functions, launcher, self, self._background, (metrics, self._estimate)
+            settings, set(handlers), places, self, self._background, (metrics, self._estimate)
         )
         self.slots = self._lives.slots
+        graces_s = {
+            name: settings.kill_grace if handler.grace_s is None else handler.grace_s
+            for name, handler in handlers.items()
+        }
         self._dispatcher = Dispatcher(
             self._lives,
             journal,
             self._background,
             self._estimate,
-            settings.queue_timeout,
+            (settings.queue_timeout, graces_s),
             self._note_idle,
         )
         self._queue_size = settings.queue_size
@@ -70,7 +97,7 @@ class Supervisor:
         self._journal = journal
         self._on_fatal = on_fatal
         self._admission = Admission.OPEN
-        self._is_broken = False
+        self.broken_by: Exception | None = None  # why nothing can go on
         self._idle = asyncio.Event()
 
     # --- what the rest of the front asks
@@ -78,7 +105,7 @@ class Supervisor:
     @property
     def state(self) -> PoolState:
         """What the pool is doing."""
-        if self._is_broken:
+        if self.broken_by is not None:
             return PoolState.BROKEN
         if self._admission is not Admission.OPEN:
             return PoolState.DRAINING
@@ -107,7 +134,7 @@ class Supervisor:
     @property
     def accepting(self) -> bool:
         """True when new tasks are welcome."""
-        return self._admission is Admission.OPEN and not self._is_broken
+        return self._admission is Admission.OPEN and self.broken_by is None
 
     @property
     def retry_after_s(self) -> int:
@@ -143,9 +170,9 @@ class Supervisor:
         """Queue a task of an earlier front, which has waited for so long already."""
         self.guard(self._dispatcher.resubmit, task, waited_s)
 
-    def cancel(self, task: Task) -> None:
+    async def cancel(self, task: Task) -> None:
         """End a task that has not ended: take it out of the queue, or kill its worker."""
-        self._dispatcher.cancel(task)
+        await self._dispatcher.cancel(task)
 
     def pause(self) -> None:
         """Accept nothing more, until ``resume``; what was accepted goes on."""
@@ -178,7 +205,7 @@ class Supervisor:
         for slot in self.slots:  # those whose death the template could not tell any more
             task = self._dispatcher.take_back(slot)
             if task is not None:
-                self._journal.requeue(task, is_loss=self._is_broken)
+                self._journal.requeue(task, is_loss=self.broken_by is not None)
         await self._background.cancel()
 
     def _close(self) -> None:
@@ -200,10 +227,9 @@ class Supervisor:
             return
         match message:
             case wire.Done():
-                outcome = succeeded(payload)
-                self._on_answer(slot, message.run, outcome, has_output=message.has_output)
+                self._on_answer(slot, message, succeeded(payload), has_output=message.has_output)
             case wire.Failed():
-                self._on_answer(slot, message.run, failed_in_worker(message), has_output=True)
+                self._on_answer(slot, message, failed_in_worker(message), has_output=True)
             case wire.Progressed():
                 self._on_progress(slot, message)
             case wire.Ready():
@@ -213,20 +239,27 @@ class Supervisor:
             case _:
                 raise WireError(f"a worker does not say {type(message).__name__}")
 
-    def _on_answer(self, slot: Slot, run: int, outcome: Outcome, *, has_output: bool) -> None:
-        if slot.state is not SlotState.BUSY or run != slot.run or slot.process is None:
-            logger.warning("Worker %d answered late (run %s); dropped", slot.index, run)
+    def _on_answer(
+        self, slot: Slot, answer: wire.Done | wire.Failed, outcome: Outcome, *, has_output: bool
+    ) -> None:
+        if slot.state is not SlotState.BUSY or answer.run != slot.run or slot.process is None:
+            logger.warning("Worker %d answered late (run %s); dropped", slot.index, answer.run)
             return
         slot.process.output.end_task(read_first=has_output)
+        task = self._dispatcher.take_back(slot)
+        assert task is not None
+        if slot.was_asked:
+            outcome = stopped_in_time(task, outcome)
         output = slot.process.output.tail()
         if output is not None:
             outcome = with_output(outcome, output)
-        task = self._dispatcher.take_back(slot)
-        assert task is not None
         slot.tasks_done += 1
         slot.failures = 0
         slot.move(SlotState.READY)
-        self.guard(self._dispatcher.dispatch)  # first: it works while the answer is recorded
+        if answer.recycle is not None:
+            slot.recycle = recycle_reason(answer.recycle)
+        if not self._lives.recycle_if_wanted(slot):
+            self.guard(self._dispatcher.dispatch)  # first: it works while the answer is recorded
         self._dispatcher.finish(task, outcome)
         self._note_idle()
 
@@ -259,22 +292,34 @@ class Supervisor:
             return
         if slot.exit_reason is ExitReason.SHUT_DOWN:
             # The next start runs it, where the journal outlives us.
-            self._journal.requeue(task, is_loss=self._is_broken)
-        elif process.orders_unread and task.losses + 1 < self._max_attempts:
-            logger.warning("[%s] queued again: its worker died before it took it", task.address)
-            self._journal.requeue(task, is_loss=True)
-            self._dispatcher.submit_first(task)
-        elif process.orders_unread:
-            self._dispatcher.finish(task, interrupted(task, gone))
+            self._journal.requeue(task, is_loss=self.broken_by is not None)
+        elif process.orders_unread or slot.exit_reason is ExitReason.TEMPLATE_DIED:
+            self._on_innocent(task, gone, has_begun=not process.orders_unread)
         else:
             broken = slot.exit_reason is ExitReason.BROKEN_CHANNEL
-            output = process.output.tail()
-            self._dispatcher.finish(task, worker_died(task, gone, output, channel_broken=broken))
+            output, stack = process.output.tail(), process.stacks()
+            outcome = worker_died(task, gone, output, stack, channel_broken=broken)
+            if slot.was_asked:
+                outcome = timed_out(task, output, stack)
+            self._dispatcher.finish(task, outcome)
         self._note_idle()
 
-    def on_fatal(self, error: Exception) -> None:
-        self._is_broken = True
-        self._on_fatal(error)
+    def _on_innocent(self, task: Task, gone: wire.Gone, *, has_begun: bool) -> None:
+        """Run a task again that is not at fault for the end of its worker, or so it seems."""
+        when = "with its template" if has_begun else "before it took the task"
+        if task.losses + 1 < self._max_attempts:
+            logger.warning("[%s] queued again: its worker died %s", task.address, when)
+            self._journal.requeue(task, is_loss=True)
+            self._dispatcher.submit_first(task)
+        else:
+            self._dispatcher.finish(task, interrupted(task, gone, when))
 
-    def _on_defect(self, error: BaseException) -> None:
-        self._lives.on_defect(error)
+    def on_broken(self, error: Exception) -> None:
+        self.broken_by = self.broken_by or error
+        self._on_fatal(error, at_once=isinstance(error, FirstInitError))
+
+    def on_defect(self, error: BaseException) -> None:
+        """End the service: something is wrong with this package itself."""
+        defect = PoolBrokenError(f"the pool has a defect: {error!r}")
+        self.broken_by = self.broken_by or defect
+        self._on_fatal(defect, at_once=True)

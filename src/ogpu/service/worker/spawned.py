@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from .. import wire
+from ..processes import die_with_parent
 
 # sys.path comes first: with it, this package is found however the front found it.
 _BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2])['sys_path']; "
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1])['sys_path']; "
     "from ogpu.service.worker.spawned import {entry}; {entry}()"
 )
 _PASSED_ON = (
@@ -46,14 +47,17 @@ def preparation() -> str:
     return json.dumps({key: data[key] for key in _PASSED_ON if key in data})
 
 
-def template_command(control_fd: int) -> list[str]:
-    """Return the command line of a template that imports no source."""
-    return _command("template_main", str(control_fd), preparation())
+def template_command(control_fd: int, prepared: str, method: str) -> list[str]:
+    """Return the command line of a template."""
+    return _command("template_main", prepared, str(control_fd), method, str(os.getpid()))
 
 
-def worker_command(channel_fd: int, prepared: str, launch: wire.Launch) -> list[str]:
+def worker_command(
+    channel_fd: int, stacks_fd: int, prepared: str, launch: wire.Launch
+) -> list[str]:
     """Return the command line of a worker."""
-    return _command("worker_main", str(channel_fd), prepared, wire.encode_header(launch).decode())
+    order = wire.encode_header(launch).decode()
+    return _command("worker_main", prepared, str(channel_fd), str(stacks_fd), order)
 
 
 def _command(entry: str, *arguments: str) -> list[str]:
@@ -63,24 +67,42 @@ def _command(entry: str, *arguments: str) -> list[str]:
 
 
 def template_main() -> None:
-    """Entry of the template's interpreter: argv is the control descriptor and the preparation."""
-    from .template import Template  # noqa: PLC0415 - a worker's interpreter needs no template
+    """Entry of a template's interpreter: argv is the preparation, a descriptor, a method, a parent.
 
-    control = socket.socket(fileno=int(sys.argv[1]))
+    Where the source cannot be imported, workers are spawned: each will say what went wrong.
+    """
+    from .hazards import fork_hazard  # noqa: PLC0415 - a worker's interpreter needs no template
+    from .template import Template  # noqa: PLC0415 - as above
+
+    prepared, control_fd, method, parent = sys.argv[1:]
+    die_with_parent(int(parent))  # an import may take for ever, and nobody listens meanwhile
+    control = socket.socket(fileno=int(control_fd))
     os.set_inheritable(control.fileno(), False)
-    template = Template(control, sys.argv[2])
-    template.serve()
+    hazard = None
+    if method == "fork":
+        try:
+            _import_source(json.loads(prepared))
+        except BaseException as error:  # noqa: BLE001 - a source may raise anything
+            hazard = f"the source cannot be imported again ({type(error).__name__}: {error})"
+        else:
+            hazard = fork_hazard()
+        if hazard is not None:
+            method = "spawn"
+    Template(control, method, prepared, hazard).serve()
 
 
 def worker_main() -> None:
-    """Entry of a worker's interpreter: argv is the channel, the preparation and the launch."""
+    """Entry of a worker's interpreter: argv is the preparation, two descriptors and the launch."""
     from .loop import report_init_failure, run_worker  # noqa: PLC0415 - see template_main
+    from .stacks import arm  # noqa: PLC0415 - as above
 
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    prepared, channel_fd, stacks_fd, order = sys.argv[1:]
+    channel = socket.socket(fileno=int(channel_fd))
     os.set_inheritable(channel.fileno(), False)
-    launch = cast("wire.Launch", wire.decode_header(sys.argv[3].encode()))
+    arm(int(stacks_fd))
+    launch = cast("wire.Launch", wire.decode_header(order.encode()))
     try:
-        _import_source(json.loads(sys.argv[2]))
+        _import_source(json.loads(prepared))
     except BaseException as error:  # noqa: BLE001 - told to the front, which decides
         report_init_failure(channel, error)
         os._exit(1)

@@ -1,11 +1,11 @@
 """The template: a single-threaded process that makes workers, buries them, and runs nothing else.
 
-Runs as a child of the front: forked from it at start(), or as a fresh interpreter where a fork is
-not safe. Every worker is its child, whichever way it was made.
+Runs as a child of the front: forked from it at start(), or as a fresh interpreter, where a fork is
+not safe or where the first template was lost. Every worker is its child, whichever way it was made.
 
 1. Launch arrives: make the channel and the output pipe, fork; the child leads its own session and
    becomes the worker (method fork) or executes a fresh interpreter (method spawn). The front's
-   ends and the worker's pidfd go to the front with Launched.
+   ends, the file for the worker's stacks and its pidfd go to the front with Launched.
 2. SIGCHLD: a worker is dead, but not reaped, so its pid is still its own. Kill its process group,
    reap it, then kill every orphan. Workers are subreapers: what a worker's process tree loses stays
    below that worker while it lives, and comes here when it dies. So any child here that is not a
@@ -25,13 +25,16 @@ import contextlib
 import gc
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -39,8 +42,13 @@ import setproctitle
 
 from .. import wire
 from ..errors import WireError
-from ..processes import become_subreaper, die_with_parent, own_children
-from . import output, spawned
+from ..processes import (
+    become_subreaper,
+    die_with_parent,
+    own_children,
+    wake_at_parents_death,
+)
+from . import output, spawned, stacks
 from .loop import run_worker
 
 SignalHandler = Callable[[int, FrameType | None], Any] | int
@@ -66,23 +74,23 @@ def fork_template() -> tuple[int, socket.socket]:
         return pid, fronts_end
     try:
         fronts_end.close()
-        template = Template(templates_end, prepared=None)
-        template.serve()
+        Template(templates_end, "fork").serve()
     except BaseException:  # noqa: BLE001 - this process must not return into the source's code
         traceback.print_exc()
         os._exit(70)
     os._exit(0)
 
 
-def exec_template() -> tuple[int, socket.socket]:
-    """Start the template as a fresh interpreter, which imports no source; safe with any threads.
+def exec_template(prepared: str, method: str) -> tuple[int, socket.socket]:
+    """Start the template as a fresh interpreter; safe with any threads.
 
-    Returns the template's pid and the front's end of the control socket.
+    For the method ``fork`` it imports the source first, as a spawned worker does; for ``spawn`` it
+    does not. Returns the template's pid and the front's end of the control socket.
     """
     fronts_end, templates_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with templates_end:
         templates_end.set_inheritable(True)
-        command = spawned.template_command(templates_end.fileno())
+        command = spawned.template_command(templates_end.fileno(), prepared, method)
         return os.posix_spawn(command[0], command, os.environ), fronts_end
 
 
@@ -102,11 +110,27 @@ class _Burial:
 
 
 class Template:
-    """The template's loop; ``prepared`` is what spawned workers need in order to import."""
+    """The template's loop.
 
-    def __init__(self, control: socket.socket, prepared: str | None) -> None:
+    Args:
+        control: its end of the socket to the front.
+        method: ``fork`` or ``spawn``, how it makes workers.
+        prepared: what spawned workers need in order to import the source.
+        hazard: why the method is ``spawn``, where ``fork`` was wanted.
+    """
+
+    def __init__(
+        self,
+        control: socket.socket,
+        method: str,
+        prepared: str | None = None,
+        hazard: str | None = None,
+    ) -> None:
         self._control = control
+        self._method = method
         self._prepared = prepared
+        self._hazard = hazard
+        self._temp_base: Path | None = None
         self._pid = os.getpid()
         self._workers: dict[int, _Worker] = {}  # by pid, and so are the orphans: we alone reap
         self._burials: list[_Burial] = []
@@ -117,12 +141,14 @@ class Template:
     def serve(self) -> None:
         """Work until the front is gone."""
         become_subreaper()
+        wake_at_parents_death()
         self._take_signals()
         setproctitle.setproctitle("ogpu-service: template")
         # Objects that exist now are shared with every worker; a collection would write to them all.
         gc.freeze()
         self._selector.register(self._control, selectors.EVENT_READ)
         self._selector.register(self._wakeups, selectors.EVENT_READ)
+        self._tell(wire.TemplateReady(self._method, self._hazard))
         try:
             while self._step(None):
                 pass
@@ -172,15 +198,18 @@ class Template:
     # --- making workers
 
     def _launch(self, order: wire.Launch) -> None:
+        if order.temp_dir is not None:
+            self._temp_base = Path(order.temp_dir).parent
         fronts_channel, workers_channel = socket.socketpair()
         output_read, output_write = os.pipe()
+        stacks_fd = stacks.make_file()
         try:
             pid = os.fork()
             if pid == 0:
                 # Held open here, it would keep the worker from ever seeing the front's end close.
                 fronts_channel.close()
                 os.close(output_read)
-                self._become_worker(order, workers_channel, output_write)
+                self._become_worker(order, workers_channel, output_write, stacks_fd)
             try:
                 pidfd = os.pidfd_open(pid)
             except OSError:
@@ -189,16 +218,16 @@ class Template:
                 raise
             self._workers[pid] = _Worker(order.slot, order.generation, pid)
             launched = wire.Launched(order.slot, order.generation, pid)
-            self._tell(launched, [fronts_channel.fileno(), output_read, pidfd])
+            self._tell(launched, [fronts_channel.fileno(), output_read, stacks_fd, pidfd])
             os.close(pidfd)
         finally:
             fronts_channel.close()
             workers_channel.close()
-            os.close(output_read)
-            os.close(output_write)
+            for descriptor in (output_read, output_write, stacks_fd):
+                os.close(descriptor)
 
     def _become_worker(
-        self, order: wire.Launch, channel: socket.socket, output_fd: int
+        self, order: wire.Launch, channel: socket.socket, output_fd: int, stacks_fd: int
     ) -> NoReturn:
         """Live as a worker: the new process runs this, and nothing after it."""
         try:
@@ -209,12 +238,15 @@ class Template:
             signal.set_wakeup_fd(-1)
             for number, handler in self._signal_handlers.items():
                 signal.signal(number, handler)
-            if order.method == "spawn":
+            _use_temp_dir(order.temp_dir)
+            if self._method == "spawn":
                 assert self._prepared is not None
-                os.set_inheritable(channel.fileno(), True)
-                command = spawned.worker_command(channel.fileno(), self._prepared, order)
+                for descriptor in (channel.fileno(), stacks_fd):
+                    os.set_inheritable(descriptor, True)
+                command = spawned.worker_command(channel.fileno(), stacks_fd, self._prepared, order)
                 os.execv(command[0], command)  # noqa: S606 - our own command, no shell
             self._drop_descriptors()
+            stacks.arm(stacks_fd)
             setproctitle.setproctitle(f"ogpu-service: worker {order.slot}")
             os._exit(run_worker(order, channel))
         except BaseException:  # noqa: BLE001 - seen by the front as this worker's output and death
@@ -266,7 +298,8 @@ class Template:
                 os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if worker is not None:
-            burial.dead.append(_gone(worker, os.waitstatus_to_exitcode(status)))
+            code = os.waitstatus_to_exitcode(status)
+            burial.dead.append(wire.Gone.with_code(worker.slot, worker.generation, code))
         for earlier in self._burials:
             if pid in earlier.orphans:
                 # What it had itself is found next, and belongs to the same dead worker.
@@ -301,16 +334,15 @@ class Template:
             self._step(0.1)
             self._bury()
         self._drop_descriptors()
+        if self._temp_base is not None:  # the front removes it too, where it is there to do so
+            shutil.rmtree(self._temp_base, ignore_errors=True)
+
+
+def _use_temp_dir(temp_dir: str | None) -> None:
+    if temp_dir is not None:
+        os.environ["TMPDIR"] = temp_dir
+        tempfile.tempdir = None  # what it was is remembered, if the source has asked for it
 
 
 def _be_woken(_: int, __: FrameType | None) -> None:
     """Do nothing: the number has been written to the wake-up descriptor."""
-
-
-def _gone(worker: _Worker, code: int) -> wire.Gone:
-    return wire.Gone(
-        worker.slot,
-        worker.generation,
-        exit_code=code if code >= 0 else None,
-        signal=-code if code < 0 else None,
-    )

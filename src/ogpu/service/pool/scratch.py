@@ -1,0 +1,98 @@
+"""A folder for temporary files for each worker, which goes when the worker is gone.
+
+Runs in the front. All of a service's folders are in one, which the template removes where the front
+was killed, and the next start where both were: its lock file is then locked by nobody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..logger import logger
+
+# Short: the path of a Unix socket has 107 characters at most (unix(7)), and some live in here.
+_PREFIX = "ogpu-"
+_LOCK = "lock"
+
+
+class ScratchFolders:
+    """Owns the folder of one service.
+
+    Where there is no place for temporary files (a read-only file system), workers get none of their
+    own, and the log says so.
+    """
+
+    def __init__(self) -> None:
+        self._base: Path | None = None
+        self._lock_fd = -1
+        try:
+            place = Path(tempfile.gettempdir())
+            _sweep(place)
+            self._base = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+            self._lock_fd = _locked(self._base)
+        except OSError as error:
+            logger.warning("Workers have no folders of their own for temporary files: %s", error)
+
+    def make(self, slot: int, generation: int) -> str | None:
+        """Make a worker's folder and return its path; None: there is no place for it."""
+        if self._base is None:
+            return None
+        folder = self._base / f"{slot}-{generation}"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            logger.warning("Worker %d has no folder for temporary files: %s", slot, error)
+            return None
+        return str(folder)
+
+    def remove(self, slot: int, generation: int) -> None:
+        """Remove the folder of a worker that is gone. Slow where much is in it."""
+        if self._base is not None:
+            _remove(self._base / f"{slot}-{generation}")
+
+    def close(self) -> None:
+        """Remove all of them."""
+        if self._base is not None:
+            _remove(self._base)
+            self._base = None
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def _locked(folder: Path) -> int:
+    """Make a locked lock file; it has its name only then, for others look for it."""
+    unnamed = folder / "lock.new"
+    lock_fd = os.open(unnamed, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.lockf(
+        lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB
+    )  # a forked child does not hold it (fcntl(2))
+    unnamed.rename(folder / _LOCK)
+    return lock_fd
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        logger.warning("%s cannot be removed", folder)
+
+
+def _sweep(place: Path) -> None:
+    """Remove the folders of services that were killed together with their templates."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        try:
+            lock_fd = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # not ours: no such file, or another user's
+            continue
+        try:
+            fcntl.lockf(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # its service lives
+            continue
+        else:
+            _remove(folder)
+        finally:
+            os.close(lock_fd)
