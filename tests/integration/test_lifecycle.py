@@ -331,13 +331,3 @@ def test_nothing_outlives_the_front(
     os.kill(server.process.pid, number)
     server.wait_exit()
     wait_until(lambda: all(map(is_gone, everything)), "nothing left", timeout_s=5)
-
-
-def test_the_templates_death_ends_the_service(start_server: StartServer) -> None:
-    """Without its template the pool cannot go on: exit code 4, and nothing is left."""
-    server = start_server(OGPU_WORKERS=2)
-    template = ppid(server.slot()["pid"])
-    server.post("unlimited_sleep", "busy", {"number": 3600})
-    os.kill(template, signal.SIGKILL)
-    assert server.wait_exit() == 4
-    assert "the template process is gone" in server.log

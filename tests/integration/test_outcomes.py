@@ -162,7 +162,7 @@ def test_a_worker_imports_no_web_code(start_server: StartServer, method: str) ->
 
 
 def test_workers_have_nothing_of_the_fronts(start_server: StartServer) -> None:
-    """Own session, an empty stdin, the output pipe, one channel, own signals, the source's argv."""
+    """An own session and own signals, an empty stdin, output, one channel, stacks, its argv."""
     for method in ("fork", "spawn"):
         server = start_server(OGPU_START_METHOD=method)
         found = json.loads(server.run("looks_around", "a")["result"]["text"])
@@ -173,6 +173,7 @@ def test_workers_have_nothing_of_the_fronts(start_server: StartServer) -> None:
         descriptors = found["descriptors"]
         assert descriptors.pop("0") == "/dev/null"
         assert (descriptors.pop("1"), descriptors.pop("2")) == ("pipe", "pipe")
+        assert descriptors.pop("2000").startswith("/memfd")  # for its stacks
         kinds = sorted(descriptors.values())
         # zoo.py has an async handler: its event loop has an epoll and a pair of sockets.
         assert kinds == ["anon_inode", "socket", "socket", "socket"], (method, kinds)

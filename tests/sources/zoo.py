@@ -196,6 +196,13 @@ def dies_of(data: Input) -> Output:
 
 
 @ogpu.service.expose()
+def kills_its_parent(data: Input) -> Output:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+    return Output()
+
+
+@ogpu.service.expose()
 def crashes_in_c(data: Input) -> Output:
     ctypes.string_at(0)
     return Output()
@@ -277,6 +284,11 @@ def hangs_in_threads(data: Input) -> Output:
 async def hangs_async(data: Input) -> Output:
     await asyncio.sleep(3600)
     return Output()
+
+
+@ogpu.service.expose()
+def family(data: Input) -> Output:
+    return hangs_with_family(data)
 
 
 @ogpu.service.expose(timeout=0.5)

@@ -40,3 +40,12 @@ def is_gone(pid: int) -> bool:
 def open_descriptors(pid: int) -> int:
     """Count the open descriptors of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def zombies(pid: int) -> list[int]:
+    """Return the children of a process that have ended and were not waited for."""
+    return [
+        child.pid
+        for child in psutil.Process(pid).children()
+        if child.status() == psutil.STATUS_ZOMBIE
+    ]

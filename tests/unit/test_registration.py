@@ -170,6 +170,8 @@ def test_every_frozen_name_is_importable() -> None:
 def test_everything_public_is_listed() -> None:
     assert set(ogpu.service.__all__) == {
         "__version__",
+        "RecycleWorker",
+        "TaskTimeout",
         "current_task",
         "expose",
         "init",
