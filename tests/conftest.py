@@ -43,6 +43,7 @@ def start_server(tmp_path: Path, nothing_left_over: None) -> Iterator[StartServe
         *,
         command: list[str] | None = None,
         folder: Path | None = None,
+        prefix: list[str] | None = None,
         wait: bool = True,
         **settings: object,
     ) -> Server:
@@ -55,7 +56,7 @@ def start_server(tmp_path: Path, nothing_left_over: None) -> Iterator[StartServe
         settings.setdefault("OGPU_STATE_DIR", tmp_path / f"state{len(servers)}")
         environment = {name: str(value) for name, value in settings.items()}
         log_file = tmp_path / f"server{len(servers)}.log"
-        server = Server(command, folder or tmp_path, log_file, environment)
+        server = Server(command, folder or tmp_path, log_file, environment, prefix or [])
         servers.append(server)
         return server.wait_ready() if wait else server
 

@@ -119,6 +119,13 @@ def sleep(data: Input) -> Output:
     return Output(text=data.text, pid=os.getpid())
 
 
+@ogpu.service.expose(timeout=1)
+def sleep_for_a_second(data: Input) -> Output:
+    """End at the deadline, unless ``number`` is below one."""
+    time.sleep(data.number)
+    return Output(text=data.text, pid=os.getpid())
+
+
 @ogpu.service.expose()
 def unlimited_sleep(data: Input) -> Output:
     time.sleep(data.number)

@@ -22,17 +22,25 @@ _OURS = ("OGPU_", "CALLBACK_URL", "SOURCE_ADDRESS", "PROVIDER_ADDRESS", "PYTHONU
 
 
 class Server:
-    """``python main.py`` and what it says; ``log`` is its stderr."""
+    """``python main.py`` and what it says; ``log`` is its stderr.
+
+    With a ``prefix``, a command that runs it, ``process`` is that command.
+    """
 
     def __init__(
-        self, command: Sequence[str], folder: Path, log_file: Path, settings: dict[str, str]
+        self,
+        command: Sequence[str],
+        folder: Path,
+        log_file: Path,
+        settings: dict[str, str],
+        prefix: Sequence[str] = (),
     ) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
         environment |= {"OGPU_HOST": "127.0.0.1", "OGPU_PORT": "0", **settings}
         self._log_file = log_file
         with log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "dev", "-W", "error", *command],
+                [*prefix, sys.executable, "-X", "dev", "-W", "error", *command],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -51,10 +51,12 @@ class EndReporter:
 def _report_failure(task: Task) -> None:
     error = task.error
     assert error is not None
-    if task.state is TaskState.TIMED_OUT:
-        logger.task_timeout("[%s] %s", task.address, error.message)
-        return
     details = f"\n{error.traceback.rstrip()}" if error.traceback else ""
+    if error.stack:
+        details += f"; it was here:\n{error.stack.rstrip()}"
+    if task.state is TaskState.TIMED_OUT:
+        logger.task_timeout("[%s] %s%s", task.address, error.message, details)
+        return
     logger.task_fail(
         "[%s] Error in `%s`: %s%s", task.address, task.function, error.message, details
     )

@@ -239,7 +239,7 @@ class Lives:
         if slot.exit_reason is ExitReason.TEMPLATE_DIED:
             self._launch(slot)
         elif slot.ready_s is None:
-            self._after_failed_start(slot, slot.last_failure or _evidence(process, gone))
+            self._after_failed_start(slot, slot.last_failure or _told(slot, process, gone))
         elif had_task or slot.was_useful(self._loop.time(), _LEAST_LIFE_S):
             slot.failures = 0
             self._launch(slot)
@@ -251,18 +251,21 @@ class Lives:
             return
         if not self.first_ready.is_set():
             self._stopping = True
-            self._events.on_broken(FirstInitError(f"the first worker did not become ready: {why}"))
+            what = why.partition("\n")[0].rstrip(":")  # the rest has been logged
+            self._events.on_broken(FirstInitError(f"the first worker did not become ready: {what}"))
             return
-        self._back_off(slot)
         assert slot.started_at is not None
         took = datetime.now(timezone.utc) - slot.started_at
         self._spend_budget(f"slot {slot.index}: {why}", took.total_seconds())
+        self._back_off(slot)
 
     def _back_off(self, slot: Slot) -> None:
         slot.failures += 1
+        slot.move(SlotState.BACKING_OFF)
+        if self._stopping:
+            return
         wait_s = RESTART_BACKOFF.wait_s(slot.failures)
         logger.warning("Slot %d: next try in %.1f s", slot.index, wait_s)
-        slot.move(SlotState.BACKING_OFF)
         slot.timer = self.call_later(wait_s, self._launch, slot)
 
     def _clean(self, slot: Slot) -> None:
@@ -313,7 +316,9 @@ class Lives:
             self._launch(slot)
 
 
-def _evidence(process: WorkerProcess, gone: wire.Gone) -> str:
-    """Say how a worker ended that never became ready, and did not say why."""
+def _told(slot: Slot, process: WorkerProcess, gone: wire.Gone) -> str:
+    """Log and return how a worker ended that never became ready, and did not say why."""
     texts = (process.stacks(), process.output.tail())
-    return "\n".join([f"it {describe_end(gone)} in @init", *(text for text in texts if text)])
+    what = "\n".join([f"it {describe_end(gone)} in @init", *(text for text in texts if text)])
+    logger.error("Worker %d: %s", slot.index, what)
+    return what
