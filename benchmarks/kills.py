@@ -26,7 +26,7 @@ from pathlib import Path
 from . import report
 from .harness import BenchmarkError, Server, answer, get, is_ready, post, run, serving_source
 
-_KINDS = {
+KINDS = {
     "sleep_loop": "time.sleep in a loop",
     "busy_loop": "while True: pass",
     "sum_in_c": "sum(range(10**14)), GIL held",
@@ -78,7 +78,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=50, help="hung handlers of each kind")
     parser.add_argument("--timeout", type=float, default=0.2, help="seconds until the deadline")
     parser.add_argument("--torch", action="store_true", help="the source imports torch, too")
-    parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=list(_KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args()
 
@@ -157,7 +157,7 @@ def _when_readable(*descriptors: int) -> list[float]:
 
 
 def _table(kills: dict[str, list[Kill]]) -> str:
-    rows = [_row(_KINDS[kind], many) for kind, many in kills.items()]
+    rows = [_row(KINDS[kind], many) for kind, many in kills.items()]
     everything = [kill for many in kills.values() for kill in many]
     rows.append(_row(f"all ({len(everything)})", everything))
     header = ["ms after the deadline", "gone p50", "p99", "max", "next result p50", "p99", "max"]
