@@ -191,9 +191,7 @@ class Launcher:
     def _hear(self) -> None:
         assert self._events is not None
         try:
-            packet, descriptors, _, _ = socket.recv_fds(
-                self._control, wire.MAX_PACKET_BYTES, 4, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, descriptors, _, _ = socket.recv_fds(self._control, wire.MAX_PACKET_BYTES, 4)
         except BlockingIOError:
             return
         except ConnectionResetError:
@@ -202,6 +200,9 @@ class Launcher:
             self._close_control(asyncio.get_running_loop())
             self._events.on_template_lost()
             return
+        for descriptor in descriptors:
+            # Not for the next template. CPython's recv_fds drops MSG_CMSG_CLOEXEC (up to 3.13).
+            os.set_inheritable(descriptor, False)
         message = wire.decode_header(packet)
         match message:
             case wire.TemplateReady():
