@@ -260,6 +260,7 @@ class Lives:
         self._back_off(slot)
 
     def _back_off(self, slot: Slot) -> None:
+        slot.cancel_timers()  # that of an @init which has ended would end the next one
         slot.failures += 1
         slot.move(SlotState.BACKING_OFF)
         if self._stopping:
