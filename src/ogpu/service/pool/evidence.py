@@ -12,6 +12,7 @@ from dataclasses import replace
 from .. import wire
 from ..errors import FailureReason, TaskError, WireError
 from ..task import Outcome, Task, TaskState
+from .memory import NOT_ASKED, MemoryEvidence
 from .slot import ExitReason
 
 
@@ -92,15 +93,28 @@ def expired(task: Task, timeout_s: float) -> Outcome:
 
 
 def worker_died(
-    task: Task, gone: wire.Gone, output: str | None, stack: str | None, *, channel_broken: bool
+    task: Task,
+    gone: wire.Gone,
+    output: str | None,
+    stack: str | None,
+    *,
+    channel_broken: bool,
+    memory: MemoryEvidence,
 ) -> Outcome:
     """Return the end of a task whose worker ended while it ran it, and not for its deadline."""
-    how = describe_end(gone)
-    if channel_broken:
+    reason, advice = FailureReason.WORKER_DIED, ""
+    how = describe_end(gone, memory)
+    if memory.out_of_memory:
+        reason = FailureReason.OUT_OF_MEMORY
+        advice = (
+            "; have it need less, run fewer workers (OGPU_WORKERS), or raise the memory limit of "
+            "the container"
+        )
+    elif channel_broken:
         how = "closed its channel to the service, or wrote garbage to it, and was killed"
     error = TaskError(
-        FailureReason.WORKER_DIED,
-        f"worker {gone.slot} {how} while it ran `{task.function}`",
+        reason,
+        f"worker {gone.slot} {how} while it ran `{task.function}`{advice}",
         signal=gone.signal,
         exit_code=gone.exit_code,
         stack=stack,
@@ -137,16 +151,23 @@ def with_output(outcome: Outcome, output: str | None) -> Outcome:
     return replace(outcome, error=error, output=output)
 
 
-def describe_end(gone: wire.Gone) -> str:
-    """Say how a process ended: by which signal, or with which exit code."""
+def describe_end(gone: wire.Gone, memory: MemoryEvidence = NOT_ASKED) -> str:
+    """Say how a process ended: by which signal and for want of what, or with which exit code."""
     if gone.exit_code is not None:
         return f"exited with code {gone.exit_code}"
     if gone.signal is None:
         return "ended, nobody knows how"
     try:
-        return f"was ended by {signal.Signals(gone.signal).name}"
+        how = f"was ended by {signal.Signals(gone.signal).name}"
     except ValueError:  # real-time signals have no names
-        return f"was ended by signal {gone.signal}"
+        how = f"was ended by signal {gone.signal}"
+    if memory.out_of_memory is None:
+        return f"{how} (whether it ran out of memory cannot be told: {memory.why_unknown})"
+    if memory.out_of_memory:
+        limit = memory.limit_bytes
+        known = "no limit is known" if limit is None else f"the limit is {limit / 2**20:,.0f} MiB"
+        return f"ran out of memory ({known}) and {how}"
+    return how
 
 
 def _text(value: object) -> str | None:
