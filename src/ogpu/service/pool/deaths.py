@@ -27,6 +27,7 @@ from ..logger import logger
 from .background import Background
 from .evidence import describe_end
 from .launcher import Launcher
+from .memory import NOT_ASKED, MemoryEvidence
 from .pidfd import reap
 from .process import WorkerProcess
 from .slot import Exit, ExitReason, Slot, SlotState
@@ -162,6 +163,9 @@ class Deaths:
         if slot.state not in (SlotState.STOPPING, SlotState.UNKILLABLE):
             slot.exit_reason = ExitReason.DIED
             slot.move(SlotState.STOPPING)
+        process.memory = self._explain(slot, gone)
+        if process.memory.out_of_memory:
+            slot.exit_reason = ExitReason.OUT_OF_MEMORY
         reason = slot.exit_reason or ExitReason.DIED
         if gone.signal == wire.DUMP_SIGNAL:
             gone = replace(gone, signal=int(signal.SIGKILL))  # the first half of our kill
@@ -172,11 +176,21 @@ class Deaths:
                 "Worker %d (pid %d) %s (%s)",
                 slot.index,
                 process.pid,
-                describe_end(gone),
+                describe_end(gone, process.memory),
                 reason.value,
             )
         self._events.on_buried(slot, process, gone)
         self._note_gone()
+
+    def _explain(self, slot: Slot, gone: wire.Gone) -> MemoryEvidence:
+        """Ask whether a worker ran out of memory, where that can be how it ended."""
+        by_others = slot.exit_reason is ExitReason.DIED
+        # Killed by us, but it may have been dying already, for longer than its channel's grace.
+        unreachable = slot.exit_reason is ExitReason.BROKEN_CHANNEL
+        if gone.signal != signal.SIGKILL or not (by_others or unreachable):
+            return NOT_ASKED
+        evidence = self._launcher.memory.explain_death()
+        return evidence if by_others or evidence.out_of_memory else NOT_ASKED
 
     # --- the template is gone
 

@@ -19,6 +19,7 @@ from ..config import Settings
 from ..errors import WireError
 from ..logger import logger
 from ..processes import kill_child, state_of
+from .memory import OutOfMemoryCounter
 from .pidfd import kill_children, reap_ended, reaped_within
 
 Template = tuple[int, socket.socket]  # its pid, and this side's end of its control socket
@@ -66,6 +67,8 @@ class Launcher:
         not_ours: set[int],
     ) -> None:
         self._pid, self._control = template
+        # Before the first worker: what is counted from here on may be its death.
+        self.memory = OutOfMemoryCounter()
         self._make_template = make_template
         self._not_ours = not_ours
         self._settings = settings

@@ -97,6 +97,7 @@ class Lives:
         self._begin_worker(self.slots[0])
         self._launcher.listen(self)
         self._background.run(self._launcher.watch())
+        self._background.run(self._launcher.memory.watch())
 
     def call_later(
         self, delay_s: float, function: Callable[..., None], *arguments: object
@@ -320,6 +321,7 @@ class Lives:
 def _told(slot: Slot, process: WorkerProcess, gone: wire.Gone) -> str:
     """Log and return how a worker ended that never became ready, and did not say why."""
     texts = (process.stacks(), process.output.tail())
-    what = "\n".join([f"it {describe_end(gone)} in @init", *(text for text in texts if text)])
+    how = f"it {describe_end(gone, process.memory)} in @init"
+    what = "\n".join([how, *(text for text in texts if text)])
     logger.error("Worker %d: %s", slot.index, what)
     return what

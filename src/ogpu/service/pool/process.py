@@ -16,6 +16,7 @@ from .. import wire
 from ..errors import WireError
 from ..processes import would_handle
 from ..task import Task, WorkerReference
+from .memory import NOT_ASKED
 from .output import WorkerOutput
 from .pidfd import ended_within
 
@@ -63,6 +64,7 @@ class WorkerProcess(asyncio.Protocol):
         self.settled = asyncio.Event()
         self.settled.set()
         self._stacks: str | None = None
+        self.memory = NOT_ASKED  # once it is buried: whether it ran out of memory
         self.is_gone = False  # it has been reaped, and is being buried
         self._decoder = wire.FrameDecoder(max_payload_bytes)
         self._events = events

@@ -298,7 +298,9 @@ class Supervisor:
         else:
             broken = slot.exit_reason is ExitReason.BROKEN_CHANNEL
             output, stack = process.output.tail(), process.stacks()
-            outcome = worker_died(task, gone, output, stack, channel_broken=broken)
+            outcome = worker_died(
+                task, gone, output, stack, channel_broken=broken, memory=process.memory
+            )
             if slot.was_asked:
                 outcome = timed_out(task, output, stack)
             self._dispatcher.finish(task, outcome)
