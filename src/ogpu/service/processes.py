@@ -18,6 +18,9 @@ from .errors import PlatformError
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
+
 
 def raise_descriptor_limit() -> None:
     """Allow this process as many descriptors as it may have: each worker and client takes some."""
@@ -117,11 +120,30 @@ def own_children() -> set[int]:
     reused before: whoever is the only one to wait for a child may signal it by its pid.
     """
     pid = os.getpid()
+    return _children_of_thread(pid, pid)
+
+
+def descendants(pid: int | None = None) -> set[int]:
+    """Return the pids of all processes below one (None: this one), whichever thread started them.
+
+    Zombies are among them. One that starts or ends meanwhile may be missed.
+    """
+    found: set[int] = set()
+    below = [os.getpid() if pid is None else pid]
+    while below:
+        children = _children_of_process(below.pop()) - found
+        found |= children
+        below += children
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Return how much of a process is in memory, shared pages included (proc_pid_statm(5))."""
     try:
-        listed = Path(f"/proc/self/task/{pid}/children").read_text(encoding="ascii")
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        return _children_by_scan(pid)
-    return {int(child) for child in listed.split()}
+        statm = _read(f"/proc/{pid}/statm")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(statm.split()[1]) * _PAGE_BYTES
 
 
 def kill_child(pid: int) -> None:
@@ -143,6 +165,25 @@ def kill_child(pid: int) -> None:
         os.close(pidfd)
 
 
+def _children_of_process(pid: int) -> set[int]:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - called for each task
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    return set().union(*(_children_of_thread(pid, int(thread)) for thread in threads))
+
+
+def _children_of_thread(pid: int, thread: int) -> set[int]:
+    """Return what a thread has started; to a main thread go the orphans, too."""
+    try:
+        listed = _read(f"/proc/{pid}/task/{thread}/children")
+    except ProcessLookupError:
+        return set()
+    except FileNotFoundError:  # the thread has ended, or a kernel without CONFIG_PROC_CHILDREN
+        return set() if _LISTS_CHILDREN else _children_by_scan(pid)
+    return {int(child) for child in listed.split()}
+
+
 def _children_by_scan(parent: int) -> set[int]:
     found = set()
     for entry in Path("/proc").iterdir():
@@ -151,6 +192,15 @@ def _children_by_scan(parent: int) -> set[int]:
         if _state_and_parent(int(entry.name))[1] == parent:
             found.add(int(entry.name))
     return found
+
+
+def _read(path: str) -> bytes:
+    """Read a file of /proc. Half of what ``Path.read_text`` costs: each thread has one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 4096), b""))
+    finally:
+        os.close(descriptor)
 
 
 def _state_and_parent(pid: int) -> tuple[str, int]:
