@@ -54,7 +54,10 @@ class CurrentTask:
 
     @property
     def deadline(self) -> datetime | None:
-        """When the worker is killed (UTC); None: never."""
+        """When the worker is killed, or, with a grace, the handler asked to stop (UTC).
+
+        None: never.
+        """
         if self._deadline_at is None:
             return None
         return datetime.fromtimestamp(self._deadline_at, timezone.utc)
