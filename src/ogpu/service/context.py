@@ -124,8 +124,12 @@ class TaskTimeout(BaseException):
     """Raised in a handler at its deadline, where there is a grace (``expose(grace=5)``).
 
     The task has timed out, whatever the handler does then: what it returns is dropped. The grace is
-    for cleaning up, and a handler that ends within it spares its worker the kill. It is no
-    ``Exception``, so that ``except Exception`` does not take it for a failure.
+    for cleaning up, and a handler that ends within it, with no thread or process of it left, spares
+    its worker the kill.
+
+    It is no ``Exception``, so that ``except Exception`` does not take it for a failure, and it is
+    raised once, in the main thread. A call into C code that a signal does not end is not
+    interrupted. Where an ``async def`` handler awaits, it is an ``asyncio.CancelledError`` as well.
 
     Example:
         >>> try:

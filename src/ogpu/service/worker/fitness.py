@@ -7,6 +7,7 @@ worker: at once, or, where the worker can go on for a while, when no other slot 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from .. import wire
 from ..context import recycle_wanted
@@ -33,7 +34,10 @@ class Fitness:
 
     def begin(self, order: wire.Run) -> None:
         """Note what is there before a task that may be stopped."""
-        self._before = Surroundings(self._loop) if order.may_be_asked else None
+        self._before = None
+        if order.may_be_asked:
+            with contextlib.suppress(OSError):  # a source may have used up all descriptors
+                self._before = Surroundings(self._loop)
 
     def judge(self, answer: wire.Done | wire.Failed) -> wire.RecycleReason | None:
         """Return why the worker is to be replaced now that the task is over, or None."""
@@ -51,7 +55,9 @@ class Fitness:
         return wire.RecycleReason.MAX_RSS if self._memory.is_exceeded() else None
 
     def _left_something(self) -> bool:
-        found = self._before.leftovers() if self._before else []
+        if self._before is None:
+            return True  # who knows
+        found = self._before.leftovers()
         if found:
             logger.warning("The task was stopped, but not all of it: %s", ", ".join(found))
         return bool(found)
