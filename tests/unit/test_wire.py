@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -72,6 +74,60 @@ def test_garbage_is_refused_and_nothing_else_happens(garbage: bytes) -> None:
             assert len(payload) <= 100
     except WireError:
         return
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(sorted(wire._TYPES)) | st.text(max_size=5)
+HEADERS = st.one_of(
+    MESSAGES.map(wire.encode_header),
+    st.tuples(NAMES, st.lists(JSON, max_size=8)).map(
+        lambda it: json.dumps([it[0], *it[1]]).encode()
+    ),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    st.binary(max_size=60),
+)
+PIECES = st.one_of(
+    st.binary(max_size=60),
+    st.builds(struct.Struct("!II").pack, st.integers(0, 60), st.integers(0, 60)),
+    st.builds(
+        lambda header, payload: struct.pack("!II", len(header), len(payload)) + header + payload,
+        HEADERS,
+        st.binary(max_size=40),
+    ),
+)
+
+
+@given(HEADERS)
+def test_a_header_is_a_message_or_refused(header: bytes) -> None:
+    """Whatever JSON says, or what is none: a message that can be said again, or WireError."""
+    try:
+        message = wire.decode_header(header)
+    except WireError:
+        return
+    assert isinstance(wire.encode_header(message), bytes)
+
+
+@given(st.lists(PIECES, max_size=6), st.data())
+def test_a_decoder_holds_no_more_than_one_frame_and_raises_nothing_else(
+    pieces: list[bytes], data: st.DataObject
+) -> None:
+    """Frames, halves of them and garbage, however they are cut: messages, or WireError."""
+    stream = b"".join(pieces)
+    with mock.patch.object(wire, "MAX_HEADER_BYTES", 50):
+        decoder = wire.FrameDecoder(20)
+        while stream:
+            size = data.draw(st.integers(1, len(stream)))
+            try:
+                for _, payload in decoder.feed(stream[:size]):
+                    assert len(payload) <= 20
+            except WireError:
+                return
+            assert len(decoder._buffer) < 8 + 50 + 20
+            stream = stream[size:]
 
 
 def test_a_huge_frame_is_refused_before_it_is_read() -> None:
