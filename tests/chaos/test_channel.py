@@ -55,13 +55,13 @@ def test_garbage_costs_its_task_and_its_worker(server: Server, tmp_path: Path) -
     assert (sibling["result"]["text"], sibling["attempt"]) == ("undisturbed", 1)
 
 
-@pytest.mark.parametrize("number", [3, 7, 8, 20, 50_000], ids="after {} bytes".format)
-def test_death_in_the_middle_of_a_frame(server: Server, number: int) -> None:
+def test_death_in_the_middle_of_a_frame(server: Server) -> None:
     """In the lengths, between them and the header, in the header, in the payload."""
-    with neighbours(server, f"{number} bytes"):
-        task = server.run("dies_in_a_frame", "guilty", {"number": number})
-        assert (task["state"], task["error"]["reason"]) == ("failed", "worker_died")
-        assert task["error"]["exit_code"] == 3
+    for number in (3, 8, 20, 50_000):
+        with neighbours(server, f"{number} bytes"):
+            task = server.run("dies_in_a_frame", "guilty", {"number": number})
+            assert (task["state"], task["error"]["reason"]) == ("failed", "worker_died")
+            assert task["error"]["exit_code"] == 3
 
 
 def test_words_that_come_at_the_wrong_time_change_nothing(server: Server) -> None:
@@ -72,25 +72,24 @@ def test_words_that_come_at_the_wrong_time_change_nothing(server: Server) -> Non
             assert (task["state"], task["result"]) == ("succeeded", {"text": "own"}), how
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_the_first_answer_to_an_order_is_its_answer(server: Server, number: int) -> None:
+def test_the_first_answer_to_an_order_is_its_answer(server: Server) -> None:
     """Though it came byte by byte, and was forged; the next orders get answers of their own."""
-    with neighbours(server, "its own answer"):
-        task = server.run("answers_itself", "forger", {"number": number})
-        assert (task["state"], task["result"]) == ("succeeded", {"text": "forged"})
+    for number in (1, 2):
+        with neighbours(server, "its own answer"):
+            task = server.run("answers_itself", "forger", {"number": number})
+            assert (task["state"], task["result"]) == ("succeeded", {"text": "forged"})
     for text in "abcdef":  # the forger is among those who answer
         assert server.run("echo", "next", {"text": text})["result"] == {"text": text}
     assert generations(server) == 3
 
 
-@pytest.mark.parametrize("how", ["non-blocking", "read", "write"])
-def test_a_channel_that_is_spoilt_costs_nobody_elses_task(server: Server, how: str) -> None:
+def test_a_channel_that_is_spoilt_costs_nobody_elses_task(server: Server) -> None:
     """Its worker ends or is ended; orders that it had not read yet are given to another one."""
-    with neighbours(server, how):
-        before = generations(server)
-        task = server.run("spoils", "guilty", {"how": how})
-        assert task["state"] == ("failed" if how == "write" else "succeeded")
-        wait_until(lambda: generations(server) == before + 1, "another worker")
+    ends = {"non-blocking": "succeeded", "read": "succeeded", "write": "failed"}
+    for number, (how, state) in enumerate(ends.items(), 1):
+        with neighbours(server, how):
+            assert server.run("spoils", "guilty", {"how": how})["state"] == state
+            wait_until(lambda count=3 + number: generations(server) == count, "another worker")
 
 
 def test_an_answer_that_never_ends_is_ended_by_the_deadline(server: Server) -> None:
