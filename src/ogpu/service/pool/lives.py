@@ -304,7 +304,9 @@ class Lives:
 
     async def _replace_template(self) -> None:
         logger.error("The template is gone, and its workers with it; another one is made")
-        lost_orders = [s for s in self.slots if s.state is SlotState.STARTING and s.process is None]
+        starting = [s for s in self.slots if s.state is SlotState.STARTING]
+        # Slots that were never ordered wait for the first worker to be ready.
+        lost_orders = [s for s in starting if s.process is None and s.generation > 0]
         await self._deaths.bury_without_template()
         self._template_failures += 1
         if self._template_failures > 1:
