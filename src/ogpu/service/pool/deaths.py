@@ -203,6 +203,7 @@ class Deaths:
         await self._launcher.end_template()
         pids = {process.pid for process in workers}
         for process in workers:
+            process.is_gone = True  # as good as: if the next template dies now, too, once is enough
             self._background.run(self._collect(process, pids))
 
     async def _collect(self, process: WorkerProcess, pids: set[int]) -> None:
