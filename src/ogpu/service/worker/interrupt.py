@@ -24,12 +24,11 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
 from types import FrameType
-from typing import Any, ParamSpec
+from typing import Any
 
 from .. import wire
 from ..context import TaskTimeout
 
-Arguments = ParamSpec("Arguments")
 _MESSAGE = "the task is past its deadline"
 
 
@@ -74,19 +73,14 @@ class Interrupt:
         finally:
             self._waiter = None
 
-    def put_off(
-        self,
-        function: Callable[Arguments, None],
-        *arguments: Arguments.args,
-        **named: Arguments.kwargs,
-    ) -> None:
+    def put_off(self, function: Callable[..., None], *arguments: object) -> None:
         """Call a function of ours that must not be cut in two; be asked after it."""
         if threading.get_ident() != self._thread:
-            function(*arguments, **named)
+            function(*arguments)
             return
         self._is_held = True
         try:
-            function(*arguments, **named)
+            function(*arguments)
         finally:
             self._is_held = False
         if self._is_due:
@@ -166,4 +160,5 @@ class _Interruptible(Coroutine[Any, Any, object]):
         self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, object]:
-        return self._coroutine.__await__()
+        steps: Generator[Any, Any, object] = self._coroutine.__await__()
+        return steps
