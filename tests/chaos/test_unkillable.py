@@ -93,7 +93,7 @@ def test_the_service_ends_when_nothing_is_left_to_work_with(start_server: StartS
     with traced(server.slot()["pid"]):
         assert server.wait_state("hung", "timed_out")
         wait_until(
-            lambda: "cannot be killed" in server.http.get("/readyz").json().get("detail", ""),
+            lambda: "does not end, though" in server.http.get("/readyz").json().get("detail", ""),
             "not ready, and why",
         )
         assert server.wait_exit(30) == 4

@@ -114,13 +114,12 @@ def would_handle(pid: int, number: int) -> bool:
 
 
 def own_children() -> set[int]:
-    """Return the pids of this process's children; call it from a single-threaded process.
+    """Return the pids of this process's children.
 
     A child stays listed, as a zombie at least, until it is waited for, and its pid cannot be
     reused before: whoever is the only one to wait for a child may signal it by its pid.
     """
-    pid = os.getpid()
-    return _children_of_thread(pid, pid)
+    return _children_of_process(os.getpid())
 
 
 def descendants(pid: int | None = None) -> set[int]:

@@ -104,7 +104,7 @@ def _serve(settings: Settings) -> None:
     with ExitStack() as stack:
         with _holding_signals():
             _announce(settings, handlers)
-            not_ours = own_children()
+            sources = own_children()
             become_subreaper()  # should the template die, its workers' orphans come here
             template, make_another = _make_template(settings.start_method)
             stack.enter_context(template[1])
@@ -118,7 +118,7 @@ def _serve(settings: Settings) -> None:
 
         scratch = ScratchFolders()
         stack.callback(scratch.close)
-        launcher = Launcher(template, make_another, settings, not_ours)
+        launcher = Launcher(template, make_another, settings, sources)
         launcher.launch(0, _FIRST_GENERATION, scratch.make(0, _FIRST_GENERATION))
         enable_sentry()
 
@@ -126,7 +126,13 @@ def _serve(settings: Settings) -> None:
 
         from .front import serve  # noqa: PLC0415 - the same
 
-        uvloop.run(serve(settings, handlers, (launcher, scratch), database))
+        try:
+            uvloop.run(serve(settings, handlers, (launcher, scratch), database))
+        except RuntimeError as error:
+            # Where no thread can be started any more, the loop cannot be ended as it is wont to.
+            if isinstance(error.__context__, ServiceError):
+                raise error.__context__ from None
+            raise
 
 
 def _open_journal(settings: Settings, stack: ExitStack) -> Database:
@@ -165,7 +171,8 @@ def _make_template(start_method: str) -> tuple[Template, Callable[[], Template]]
         method = "fork" if hazard is None else "spawn"
         if hazard is not None:
             logger.warning("Workers are spawned, since a fork is not safe: %s", hazard)
-    make_another = functools.partial(exec_template, preparation(), method)
+    later_method = start_method if method == "fork" else "spawn"
+    make_another = functools.partial(exec_template, preparation(), later_method)
     return fork_template() if method == "fork" else make_another(), make_another
 
 

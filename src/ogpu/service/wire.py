@@ -158,6 +158,10 @@ class Ready:
     functions: list[str]
     init_s: float
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(name, str) for name in self.functions):
+            raise TypeError("functions are names")
+
 
 @dataclass(frozen=True)
 class InitFailed:

@@ -22,12 +22,13 @@ class CrashBudget:
     def __init__(self, failures: int, window_s: float) -> None:
         self.failures = failures
         self.window_s = window_s
-        self._starts_s = 0.0
+        self._starts_s = self._last_s = 0.0
         self._spent_s: deque[float] = deque(maxlen=failures)
 
     def spend(self, now_s: float, took_s: float) -> bool:
         """Count a failed start; return whether the budget is used up with it."""
-        self._starts_s += took_s
+        self._starts_s += min(took_s, now_s - self._last_s)  # starts may overlap
+        self._last_s = now_s
         self._spent_s.append(now_s - self._starts_s)
         used_up = len(self._spent_s) == self.failures
         return used_up and self._spent_s[-1] - self._spent_s[0] <= self.window_s

@@ -16,6 +16,7 @@ Runs in the front, on its event loop; the supervisor owns it, and tells it what 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -31,6 +32,9 @@ from .lives import Lives
 from .process import WorkerProcess
 from .queue import TaskQueue
 from .slot import ExitReason, Slot, SlotState
+
+# Of a task, what it printed last, and what its threads were doing.
+OutcomeOfKilled = Callable[[Task, str | None, str | None], Outcome]
 
 
 class Dispatcher:
@@ -94,6 +98,8 @@ class Dispatcher:
         assert process is not None
         if slot.state is SlotState.BUSY:
             self._cut_short(slot, task, cancelled, ExitReason.CANCELLED)
+        elif process.settled.is_set():  # its worker ends for another reason
+            self._finish_cut_short(slot, task, cancelled, None)
         await process.settled.wait()
 
     def on_expired(self, task: Task) -> None:
@@ -214,18 +220,20 @@ class Dispatcher:
         self,
         slot: Slot,
         task: Task,
-        outcome: Callable[[Task, str | None, str | None], Outcome],
+        outcome: OutcomeOfKilled,
         reason: ExitReason,
     ) -> None:
         """Kill the worker of a running task, and record the end of that with what it was doing."""
+        slot.cancel_timers()
+        record = functools.partial(self._finish_cut_short, slot, task, outcome)
+        self._lives.end_worker(slot, reason, then=record)
+
+    def _finish_cut_short(
+        self, slot: Slot, task: Task, outcome: OutcomeOfKilled, stack: str | None
+    ) -> None:
         process = slot.process
         assert process is not None
-
-        def record(stack: str | None) -> None:
-            process.output.drain()
-            self.take_back(slot)
-            self.finish(task, outcome(task, process.output.tail(), stack))
-            self._on_freed()
-
-        slot.cancel_timers()
-        self._lives.end_worker(slot, reason, then=record)
+        process.output.drain()
+        self.take_back(slot)
+        self.finish(task, outcome(task, process.output.tail(), stack))
+        self._on_freed()

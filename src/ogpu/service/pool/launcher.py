@@ -18,7 +18,7 @@ from .. import wire
 from ..config import Settings
 from ..errors import WireError
 from ..logger import logger
-from ..processes import kill_child, state_of
+from ..processes import kill_child, own_children, state_of
 from .memory import OutOfMemoryCounter
 from .pidfd import kill_children, reap_ended, reaped_within
 
@@ -28,6 +28,8 @@ Template = tuple[int, socket.socket]  # its pid, and this side's end of its cont
 # well, and one look may come between the two.
 WATCH_EVERY_S = 1.0
 _END_LIMIT_S = 5.0
+_LOOK_AGAIN_S = 0.005
+_ENDED = ("", "Z", "X")  # proc_pid_stat(5)
 
 
 class LaunchEvents(Protocol):
@@ -56,7 +58,7 @@ class Launcher:
         template: the first one, a child of this process.
         make_template: makes another one.
         settings: what of them a worker has to know.
-        not_ours: the children that this process had before the first template.
+        sources: the children that the source had in this process before the first template.
     """
 
     def __init__(
@@ -64,18 +66,18 @@ class Launcher:
         template: Template,
         make_template: Callable[[], Template],
         settings: Settings,
-        not_ours: set[int],
+        sources: set[int],
     ) -> None:
         self._pid, self._control = template
         # Before the first worker: what is counted from here on may be its death.
         self.memory = OutOfMemoryCounter()
         self._make_template = make_template
-        self._not_ours = not_ours
+        self._sources = self._not_ours = sources
         self._settings = settings
         self._may_spin = len(os.sched_getaffinity(0)) > settings.slots
         self._events: LaunchEvents | None = None
         self._unsent: deque[bytes] = deque()
-        self._is_up = True
+        self._is_up = self._is_ready = True
         self._import_timer: asyncio.TimerHandle | None = None
 
     def launch(self, slot: int, generation: int, temp_dir: str | None) -> None:
@@ -117,42 +119,60 @@ class Launcher:
         asyncio.get_running_loop().add_reader(self._control, events.guard, self._hear)
 
     async def watch(self) -> None:
-        """Until cancelled: kill a template that is stopped, and reap what nobody else does."""
-        was_stopped = False
+        """Until cancelled: kill a template that is stopped, and reap what nobody else does.
+
+        A child that is seen twice, while the template lives, is no worker's: as PID 1 of a
+        container the front is the parent of all that lost theirs. It is not to be killed.
+        """
+        was_stopped, seen = False, set[int]()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             if not self._is_up:
+                seen = set()
                 continue
-            reap_ended(but=self._not_ours | {self._pid})
-            is_stopped = state_of(self._pid) == "T"
-            if is_stopped and was_stopped:
+            reap_ended(but=self._sources | {self._pid})
+            children, state = own_children() - {self._pid}, state_of(self._pid)
+            if state not in _ENDED:
+                self._not_ours = self._sources | (children & (seen | self._not_ours))
+                seen = children
+            if state == "T" and was_stopped:
                 logger.error("The template (pid %d) is stopped; killing it", self._pid)
-                kill_child(self._pid)
-            was_stopped = is_stopped
+                self._kill_template()
+            was_stopped = state == "T"
 
     # --- the end of a template, and the next one
 
     async def end_template(self, timeout_s: float = _END_LIMIT_S) -> None:
-        """Close its socket, on which it kills every worker and ends; kill it where it does not."""
-        loop = asyncio.get_running_loop()
+        """Hang up, on which it kills every worker and ends; kill it where it does not.
+
+        This side of the socket stays open until then: so it knows that the front lives.
+        """
         if self._is_up:
-            self._close_control(loop)
+            self._stop_talking()
+            self._control.shutdown(socket.SHUT_WR)
+        if not self._is_ready:  # it imports the source, and has no workers
+            self._kill_template()
         if not await reaped_within(self._pid, timeout_s):
             logger.error("The template (pid %d) does not end; killing it", self._pid)
-            kill_child(self._pid)
+            self._kill_template()
             await reaped_within(self._pid, timeout_s)
+        self._control.close()
 
     def start_template(self) -> None:
-        """Make another template, which gets the orders that wait."""
+        """Make another template, which gets the orders that wait.
+
+        Raises:
+            OSError: the system has no room for another process, for now.
+        """
         assert self._events is not None
         self._pid, self._control = self._make_template()
-        self._is_up = True
+        self._is_up, self._is_ready = True, False
         logger.warning("Another template is being made (pid %d)", self._pid)
         self.listen(self._events)
-        if self._settings.init_timeout is not None:
-            self._import_timer = asyncio.get_running_loop().call_later(
-                self._settings.init_timeout, self._on_import_timeout
-            )
+        limit_s = self._settings.init_timeout
+        if limit_s is not None:
+            loop = asyncio.get_running_loop()
+            self._import_timer = loop.call_later(limit_s, self._on_import_timeout)
         self._send()
 
     def _on_import_timeout(self) -> None:
@@ -161,33 +181,45 @@ class Launcher:
             "killing it",
             self._pid,
         )
-        kill_child(self._pid)
+        self._kill_template()
 
-    async def kill_orphans(self, but: set[int], timeout_s: float = _END_LIMIT_S) -> bool:
-        """Kill what workers have left, where the template could not: it all has come to us.
+    def _kill_template(self) -> None:
+        try:
+            kill_child(self._pid)
+        except PermissionError as error:  # the source has changed its user
+            logger.error("The template (pid %d) cannot be killed: %s", self._pid, error)
 
-        The front is a subreaper as well. What the source itself started in this process, before
-        start(), is not ours to end. Returns whether nothing is left.
+    def kill_orphans(self, but: set[int]) -> set[int]:
+        """Kill what workers have left, where their template is dead; return what is left still.
+
+        It all has come to the front, a subreaper as well. What the source itself started in this
+        process, before start(), is not ours to end; nor is what was here while the template lived.
         """
-        left = await kill_children(self._not_ours | {self._pid} | but, timeout_s)
-        if left:
-            logger.error("These processes cannot be killed: %s", sorted(left))
-        return not left
+        return kill_children(self._not_ours | {self._pid} | but)
 
     async def shut_down(self, timeout_s: float) -> None:
         """End the template, its workers and whatever they left; for good."""
         await self.end_template(timeout_s)
-        await self.kill_orphans(set(), timeout_s)
+        loop = asyncio.get_running_loop()
+        limit = loop.time() + timeout_s
+        while left := self.kill_orphans(set()):
+            if loop.time() > limit:
+                logger.error("These processes cannot be killed: %s", sorted(left))
+                return
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
-    def _close_control(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _stop_talking(self) -> None:
+        loop = asyncio.get_running_loop()
         self._is_up = False
         self._unsent.clear()
+        self._stop_import_timer()
+        loop.remove_reader(self._control)
+        loop.remove_writer(self._control)
+
+    def _stop_import_timer(self) -> None:
         if self._import_timer is not None:
             self._import_timer.cancel()
             self._import_timer = None
-        loop.remove_reader(self._control)
-        loop.remove_writer(self._control)
-        self._control.close()
 
     # --- what it says
 
@@ -198,9 +230,13 @@ class Launcher:
         except BlockingIOError:
             return
         except ConnectionResetError:
-            packet, descriptors = b"", []
+            # It died with orders unread, which the kernel says before what it has sent itself; and
+            # libuv does not call a reader again after an error.
+            while self._is_up:
+                self._hear()
+            return
         if not packet:
-            self._close_control(asyncio.get_running_loop())
+            self._stop_talking()
             self._events.on_template_lost()
             return
         for descriptor in descriptors:
@@ -220,9 +256,8 @@ class Launcher:
                 raise WireError(f"a template does not say {message}")
 
     def _on_ready(self, ready: wire.TemplateReady) -> None:
-        if self._import_timer is not None:
-            self._import_timer.cancel()
-            self._import_timer = None
+        self._stop_import_timer()
+        self._is_ready = True
         if ready.hazard is not None:
             logger.warning("Workers are spawned, since a fork is not safe: %s", ready.hazard)
         logger.info("Workers are made by %s (template: pid %d)", ready.method, self._pid)

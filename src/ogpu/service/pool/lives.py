@@ -11,12 +11,13 @@ of the task of a worker that ends is the supervisor's business (``LifeEvents``).
    back-off. One that never became ready costs a part of the crash budget. When that is used up, or
    when no slot is left that can be filled, the pool is broken (PoolBrokenError).
 4. The template is gone, and its workers with it: another one is made, and every slot is filled
-   again.
+   again. One that leads to no worker costs a part of the budget, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -44,6 +45,7 @@ _LEAST_LIFE_S = 1.0
 # Beside the result itself a Done frame carries nothing; a Failed frame has an empty payload.
 _PAYLOAD_SLACK_BYTES = 1024
 # Slots that nothing is expected of soon: while another one is being filled, none is emptied.
+_AT_WORK = (SlotState.READY, SlotState.BUSY)
 _IN_PLACE = (SlotState.READY, SlotState.BUSY, SlotState.UNKILLABLE)
 
 
@@ -86,10 +88,12 @@ class Lives:
         self.end_worker = self._deaths.end_worker
         self.channel_is_broken = self._deaths.channel_is_broken
         self.channel_is_closed = self._deaths.channel_is_closed
+        self.worker_has_ended = self._deaths.worker_has_ended
         self.on_gone = self._deaths.on_gone
         self.slot_of = self._deaths.slot_of
         self._budget = CrashBudget(settings.crash_budget, settings.crash_window)
         self._template_failures = 0  # templates in a row of which no worker became ready
+        self._template_s = self._loop.time()  # when the last one was begun
         self._stopping = False
 
     def begin(self) -> None:
@@ -119,9 +123,8 @@ class Lives:
         # The template kills what is left, so this only gives the idle ones time to say goodbye.
         await self._deaths.wait_all_gone()
         await self._launcher.shut_down(timeout_s)
-        for slot in self.slots:
-            if slot.process is not None:
-                await slot.process.bury()
+        left = [slot.process.bury() for slot in self.slots if slot.process is not None]
+        await asyncio.gather(*left)
 
     # --- beginnings
 
@@ -142,6 +145,8 @@ class Lives:
 
     def on_launched(self, launched: wire.Launched, descriptors: list[int]) -> None:
         if len(descriptors) != 4:
+            for descriptor in descriptors:
+                os.close(descriptor)
             raise PoolBrokenError("the front has no descriptors left (see `ulimit -n`)")
         slot = self.slots[launched.slot]
         most = self._settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
@@ -158,19 +163,19 @@ class Lives:
         slot.move(SlotState.STOPPING)
         slot.exit_reason = ExitReason.DIED
         self._clean(slot)
-        self._after_failed_start(slot, f"no worker could be made: {failed.message}")
+        if any(other.state in _AT_WORK for other in self.slots):
+            # A task may have taken all the processes or the memory there are. It has a deadline.
+            self._back_off(slot)
+        else:
+            self._after_failed_start(slot, f"no worker could be made: {failed.message}")
 
     def worker_is_ready(self, slot: Slot, ready: wire.Ready) -> None:
         """Take the first message of a worker that ran @init."""
         if slot.state is not SlotState.STARTING:
             return
-        missing = self._functions - set(ready.functions)
-        if missing:
-            why = (
-                f"the source did not register {', '.join(sorted(missing))} when a worker imported "
-                'it again; is @expose under `if __name__ == "__main__"`?'
-            )
-            self.init_has_failed(slot, wire.InitFailed("ImportError", why, why))
+        why_not = self._why_useless(ready)
+        if why_not is not None:
+            self.init_has_failed(slot, wire.InitFailed("ImportError", why_not, why_not))
             return
         slot.cancel_timers()
         logger.info("Worker %d is ready (init took %.2f s)", slot.index, ready.init_s)
@@ -189,6 +194,20 @@ class Lives:
         for other in self.slots:
             if other.state is SlotState.READY:
                 self.recycle_if_wanted(other)
+
+    def _why_useless(self, ready: wire.Ready) -> str | None:
+        if ready.protocol_version != wire.PROTOCOL_VERSION:
+            return (
+                f"the worker speaks protocol {ready.protocol_version}, the service "
+                f"{wire.PROTOCOL_VERSION}: was the package replaced? Restart the service"
+            )
+        missing = self._functions - set(ready.functions)
+        if missing:
+            return (
+                f"the source did not register {', '.join(sorted(missing))} when a worker imported "
+                'it again; is @expose under `if __name__ == "__main__"`?'
+            )
+        return None
 
     def init_has_failed(self, slot: Slot, failed: wire.InitFailed) -> None:
         """Take the first message of a worker that could not start."""
@@ -272,8 +291,13 @@ class Lives:
 
     def _clean(self, slot: Slot) -> None:
         """Remove the temporary files of the worker that is gone."""
-        work = asyncio.to_thread(self._scratch.remove, slot.index, slot.generation)
-        self._background.run(work)
+        self._background.run(self._remove_scratch(slot.index, slot.generation))
+
+    async def _remove_scratch(self, slot: int, generation: int) -> None:
+        try:
+            await asyncio.to_thread(self._scratch.remove, slot, generation)
+        except RuntimeError as error:  # no thread can be started; the end of the service removes it
+            logger.warning("The temporary files of worker %d stay for now: %s", slot, error)
 
     def _spend_budget(self, why: str, took_s: float) -> None:
         if self._budget.spend(self._loop.time(), took_s):
@@ -283,10 +307,16 @@ class Lives:
                 f"the last, {why}"
             )
 
-    def on_unkillable(self, slot: Slot) -> None:
-        del slot
-        if not self._stopping and all(s.state is SlotState.UNKILLABLE for s in self.slots):
-            self._break("no slot is left to work with: what is in them cannot be killed")
+    def on_unkillable(self, slot: Slot, process: WorkerProcess) -> None:
+        self._events.on_lost(slot, process, wire.Gone(slot.index, slot.generation, None, None))
+        if self._stopping:
+            return
+        what = "what is in them does not end, though it was killed"
+        if not self.first_ready.is_set():
+            self._stopping = True
+            self._events.on_broken(FirstInitError(f"the first worker did not become ready: {what}"))
+        elif all(other.state is SlotState.UNKILLABLE for other in self.slots):
+            self._break(f"no slot is left to work with: {what}")
 
     def _break(self, why: str) -> None:
         """Give up: nothing is launched any more."""
@@ -307,17 +337,31 @@ class Lives:
         starting = [s for s in self.slots if s.state is SlotState.STARTING]
         # Slots that were never ordered wait for the first worker to be ready.
         lost_orders = [s for s in starting if s.process is None and s.generation > 0]
-        await self._deaths.bury_without_template()
+        await self._deaths.end_with_template()
         self._template_failures += 1
-        if self._template_failures > 1:
-            self._spend_budget("the template, ended before any worker of it was ready", 0.0)
-            await asyncio.sleep(RESTART_BACKOFF.wait_s(self._template_failures - 1))
-        if self._stopping:
-            return
-        self._launcher.start_template()
+        while not self._stopping:
+            if self._template_failures > 1:
+                took_s = self._loop.time() - self._template_s
+                self._spend_budget("the template, ended before any worker of it was ready", took_s)
+                await asyncio.sleep(RESTART_BACKOFF.wait_s(self._template_failures - 1))
+            if self._start_template():
+                break
+            self._template_failures += 1
         for slot in lost_orders:
-            self._clean(slot)
-            self._launch(slot)
+            if not self._stopping:
+                self._clean(slot)
+                self._launch(slot)
+
+    def _start_template(self) -> bool:
+        if self._stopping:
+            return False
+        self._template_s = self._loop.time()
+        try:
+            self._launcher.start_template()
+        except OSError as error:
+            logger.error("No template can be made: %s", error)
+            return False
+        return True
 
 
 def _told(slot: Slot, process: WorkerProcess, gone: wire.Gone) -> str:

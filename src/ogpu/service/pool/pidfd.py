@@ -12,8 +12,6 @@ import os
 
 from ..processes import kill_child, own_children, state_of
 
-_LOOK_AGAIN_S = 0.005
-
 
 async def ended_within(pidfd: int, timeout_s: float | None) -> bool:
     """Wait until a process has ended (a zombie has); return whether it did. None: no limit."""
@@ -66,19 +64,14 @@ def reap_ended(but: set[int]) -> None:
             reap(pid)
 
 
-async def kill_children(but: set[int], timeout_s: float) -> set[int]:
-    """Kill and reap the children of this process, but for some, and what comes to it thereby.
+def kill_children(but: set[int]) -> set[int]:
+    """Kill and reap the children of this process, but for some; return those that are left.
 
-    Returns those that are left at the limit.
+    What they had themselves comes to this process as they end: call it until nothing is left.
     """
-    loop = asyncio.get_running_loop()
-    limit = loop.time() + timeout_s
-    while left := own_children() - but:
-        for pid in left:
-            with contextlib.suppress(PermissionError):  # it runs as another user
-                kill_child(pid)
-            reap(pid)
-        if loop.time() > limit:
-            return left
-        await asyncio.sleep(_LOOK_AGAIN_S)
-    return set()
+    left = own_children() - but
+    for pid in left:
+        with contextlib.suppress(PermissionError):  # it runs as another user
+            kill_child(pid)
+        reap(pid)
+    return left

@@ -14,14 +14,15 @@ from typing import Protocol, cast
 
 from .. import wire
 from ..errors import WireError
+from ..logger import logger
 from ..processes import would_handle
 from ..task import Task, WorkerReference
 from .memory import NOT_ASKED
 from .output import WorkerOutput
-from .pidfd import ended_within
 
 # faulthandler took 0.2 ms for a handler in Python; a hundred deep threads may take some more.
 DUMP_LIMIT_S = 0.1
+CHANNEL_LIMIT_S = 5.0
 
 
 class WorkerEvents(Protocol):
@@ -38,6 +39,9 @@ class WorkerEvents(Protocol):
 
     def on_channel_closed(self, process: WorkerProcess) -> None:
         """Take notice that the worker's end of the channel is closed."""
+
+    def on_ended(self, process: WorkerProcess) -> None:
+        """Take notice that the process has ended; Gone follows when nothing of it is left."""
 
     def guard(self, function: Callable[..., None], *arguments: object) -> None:
         """Call a callback, and take notice of a defect in it."""
@@ -60,7 +64,7 @@ class WorkerProcess(asyncio.Protocol):
         self.output = WorkerOutput(output_fd, launched.slot, events.on_line)
         # True when the worker's end was closed with orders in it that nobody had read.
         self.orders_unread = False
-        # Set but while what its threads do is being asked: its task ends with the answer.
+        # Set, but while deaths.py asks it for its stacks: its task ends with the answer.
         self.settled = asyncio.Event()
         self.settled.set()
         self._stacks: str | None = None
@@ -69,13 +73,17 @@ class WorkerProcess(asyncio.Protocol):
         self._decoder = wire.FrameDecoder(max_payload_bytes)
         self._events = events
         self._transport: asyncio.Transport | None = None
-        self._closed = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._closed = self._loop.create_future()
+        self._ended = self._loop.create_future()
+        # pidfd_open(2): it is readable when the process has ended, reaped or not.
+        self._loop.add_reader(self._pidfd, self._on_end)
 
     async def connect(self) -> None:
         """Begin to read the channel."""
         channel = socket.socket(fileno=self._channel_fd)
         channel.setblocking(False)
-        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=channel)
+        await self._loop.create_unix_connection(lambda: self, sock=channel)
 
     def send(self, message: wire.Message, payload: bytes = b"") -> None:
         """Send a frame; what does not fit into the socket at once is sent as the worker reads."""
@@ -100,7 +108,7 @@ class WorkerProcess(asyncio.Protocol):
         if self._pidfd >= 0 and would_handle(self.pid, wire.DUMP_SIGNAL):
             self._forget_stacks()
             self._signal(wire.DUMP_SIGNAL)
-            await ended_within(self._pidfd, DUMP_LIMIT_S)
+            await asyncio.wait([self._ended], timeout=DUMP_LIMIT_S)
         self.kill()
         return self.stacks()
 
@@ -112,9 +120,15 @@ class WorkerProcess(asyncio.Protocol):
             self._stacks = readable[: wire.MAX_TEXT_CHARS] or None
         return self._stacks
 
-    async def wait_end(self) -> None:
-        """Wait until the process has ended, however long that takes."""
-        await ended_within(self._pidfd, None)
+    @property
+    def has_ended(self) -> bool:
+        """True when the process is dead, though something that it started may be there."""
+        return self._ended.done()
+
+    def _on_end(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self._ended.set_result(None)
+        self._events.guard(self._events.on_ended, self)
 
     def _forget_stacks(self) -> None:
         """Empty the file: a child of an earlier task may have crashed, with our descriptor."""
@@ -128,20 +142,28 @@ class WorkerProcess(asyncio.Protocol):
                 signal.pidfd_send_signal(self._pidfd, number)
             except ProcessLookupError:  # it is dead already, and Gone is on its way
                 return
+            except PermissionError as error:  # it runs as another user by now
+                logger.error("Worker %d (pid %d) takes no signal: %s", self.slot, self.pid, error)
 
     def dismiss(self) -> None:
         """Let an idle worker leave by itself: it reads the end of its channel."""
         if self._transport is not None:
             self._transport.close()
 
+    async def heard_out(self, limit_s: float) -> None:
+        """Wait until all that the worker has said is read: its last words may be an answer."""
+        await asyncio.wait([self._closed], timeout=limit_s)
+
     async def bury(self) -> None:
         """Take the last words of a worker that is gone, and give its descriptors back."""
         # Nothing is left that could hold the other end, so the end of the channel is near.
-        await asyncio.wait([self._closed], timeout=5.0)
+        await self.heard_out(CHANNEL_LIMIT_S)
         if self._transport is not None:
             self._transport.abort()
         self.output.close()
         self.stacks()
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
         for descriptor in (self._pidfd, self._stacks_fd):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -32,8 +32,9 @@ class ScratchFolders:
         try:
             place = Path(tempfile.gettempdir())
             _sweep(place)
-            self._base = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-            self._lock_fd = _locked(self._base)
+            base = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+            self._lock_fd = _locked(base)
+            self._base = base
         except OSError as error:
             logger.warning("Workers have no folders of their own for temporary files: %s", error)
 
@@ -43,7 +44,7 @@ class ScratchFolders:
             return None
         folder = self._base / f"{slot}-{generation}"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
         except OSError as error:
             logger.warning("Worker %d has no folder for temporary files: %s", slot, error)
             return None
@@ -68,10 +69,14 @@ def _locked(folder: Path) -> int:
     """Make a locked lock file; it has its name only then, for others look for it."""
     unnamed = folder / "lock.new"
     lock_fd = os.open(unnamed, os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.lockf(
-        lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB
-    )  # a forked child does not hold it (fcntl(2))
-    unnamed.rename(folder / _LOCK)
+    try:
+        # A forked child does not hold it (fcntl(2)).
+        fcntl.lockf(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unnamed.rename(folder / _LOCK)
+    except OSError:
+        os.close(lock_fd)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return lock_fd
 
 

@@ -1,6 +1,6 @@
 """One place in the pool: its states, which may follow which, and what is known of its worker.
 
-Runs in the front; the supervisor moves slots, and nobody else.
+Runs in the front, on its event loop; only the pool's own files move slots.
 """
 
 from __future__ import annotations

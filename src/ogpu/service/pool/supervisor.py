@@ -245,6 +245,7 @@ class Supervisor:
         if slot.state is not SlotState.BUSY or answer.run != slot.run or slot.process is None:
             logger.warning("Worker %d answered late (run %s); dropped", slot.index, answer.run)
             return
+        recycle = None if answer.recycle is None else recycle_reason(answer.recycle)
         slot.process.output.end_task(read_first=has_output)
         task = self._dispatcher.take_back(slot)
         assert task is not None
@@ -256,8 +257,7 @@ class Supervisor:
         slot.tasks_done += 1
         slot.failures = 0
         slot.move(SlotState.READY)
-        if answer.recycle is not None:
-            slot.recycle = recycle_reason(answer.recycle)
+        slot.recycle = recycle or slot.recycle
         if not self._lives.recycle_if_wanted(slot):
             self.guard(self._dispatcher.dispatch)  # first: it works while the answer is recorded
         self._dispatcher.finish(task, outcome)
@@ -280,6 +280,9 @@ class Supervisor:
     def on_channel_closed(self, process: WorkerProcess) -> None:
         self._lives.channel_is_closed(process)
 
+    def on_ended(self, process: WorkerProcess) -> None:
+        self._lives.worker_has_ended(process)
+
     # --- what becomes of workers (LifeEvents)
 
     def on_ready(self, slot: Slot) -> None:
@@ -290,19 +293,19 @@ class Supervisor:
         task = self._dispatcher.take_back(slot)
         if task is None:
             return
-        if slot.exit_reason is ExitReason.SHUT_DOWN:
+        output, stack = process.output.tail(), process.stacks()
+        if slot.was_asked:  # it is past its deadline, whatever its worker came to in the grace
+            self._dispatcher.finish(task, timed_out(task, output, stack))
+        elif slot.exit_reason is ExitReason.SHUT_DOWN:
             # The next start runs it, where the journal outlives us.
             self._journal.requeue(task, is_loss=self.broken_by is not None)
         elif process.orders_unread or slot.exit_reason is ExitReason.TEMPLATE_DIED:
             self._on_innocent(task, gone, has_begun=not process.orders_unread)
         else:
             broken = slot.exit_reason is ExitReason.BROKEN_CHANNEL
-            output, stack = process.output.tail(), process.stacks()
             outcome = worker_died(
                 task, gone, output, stack, channel_broken=broken, memory=process.memory
             )
-            if slot.was_asked:
-                outcome = timed_out(task, output, stack)
             self._dispatcher.finish(task, outcome)
         self._note_idle()
 
@@ -322,6 +325,8 @@ class Supervisor:
 
     def on_defect(self, error: BaseException) -> None:
         """End the service: something is wrong with this package itself."""
-        defect = PoolBrokenError(f"the pool has a defect: {error!r}")
+        defect = error
+        if not isinstance(defect, PoolBrokenError):
+            defect = PoolBrokenError(f"the pool has a defect: {error!r}")
         self.broken_by = self.broken_by or defect
         self._on_fatal(defect, at_once=True)

@@ -47,9 +47,9 @@ def preparation() -> str:
     return json.dumps({key: data[key] for key in _PASSED_ON if key in data})
 
 
-def template_command(control_fd: int, prepared: str, method: str) -> list[str]:
+def template_command(control_fd: int, prepared: str, start_method: str) -> list[str]:
     """Return the command line of a template."""
-    return _command("template_main", prepared, str(control_fd), method, str(os.getpid()))
+    return _command("template_main", prepared, str(control_fd), start_method, str(os.getpid()))
 
 
 def worker_command(
@@ -74,20 +74,19 @@ def template_main() -> None:
     from .hazards import fork_hazard  # noqa: PLC0415 - a worker's interpreter needs no template
     from .template import Template  # noqa: PLC0415 - as above
 
-    prepared, control_fd, method, parent = sys.argv[1:]
+    prepared, control_fd, start_method, parent = sys.argv[1:]
     die_with_parent(int(parent))  # an import may take for ever, and nobody listens meanwhile
     control = socket.socket(fileno=int(control_fd))
     os.set_inheritable(control.fileno(), False)
-    hazard = None
-    if method == "fork":
+    method, hazard = "spawn", None
+    if start_method != "spawn":
         try:
             _import_source(json.loads(prepared))
         except BaseException as error:  # noqa: BLE001 - a source may raise anything
             hazard = f"the source cannot be imported again ({type(error).__name__}: {error})"
         else:
-            hazard = fork_hazard()
-        if hazard is not None:
-            method = "spawn"
+            hazard = fork_hazard() if start_method == "auto" else None
+        method = "fork" if hazard is None else "spawn"
     Template(control, method, prepared, hazard).serve()
 
 

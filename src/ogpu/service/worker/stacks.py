@@ -42,3 +42,10 @@ def arm(descriptor: int) -> None:
     signal.signal(wire.DUMP_SIGNAL, signal.SIG_DFL)
     faulthandler.register(wire.DUMP_SIGNAL, file=moved, all_threads=True, chain=True)
     faulthandler.enable(file=moved, all_threads=True)
+    os.register_at_fork(after_in_child=_disarm)
+
+
+def _disarm() -> None:
+    """Keep what becomes of a child that a handler forks from being taken for the worker's end."""
+    faulthandler.disable()
+    faulthandler.unregister(wire.DUMP_SIGNAL)

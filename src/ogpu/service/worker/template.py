@@ -33,6 +33,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -81,17 +82,25 @@ def fork_template() -> tuple[int, socket.socket]:
     os._exit(0)
 
 
-def exec_template(prepared: str, method: str) -> tuple[int, socket.socket]:
+def exec_template(prepared: str, start_method: str) -> tuple[int, socket.socket]:
     """Start the template as a fresh interpreter; safe with any threads.
 
-    For the method ``fork`` it imports the source first, as a spawned worker does; for ``spawn`` it
-    does not. Returns the template's pid and the front's end of the control socket.
+    For ``spawn`` it imports nothing; for ``fork``, and for ``auto``, which looks for hazards then,
+    it imports the source, as a spawned worker does. Returns the template's pid and the front's end
+    of the control socket.
+
+    Raises:
+        OSError: there is no room for another process.
     """
     fronts_end, templates_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with templates_end:
         templates_end.set_inheritable(True)
-        command = spawned.template_command(templates_end.fileno(), prepared, method)
-        return os.posix_spawn(command[0], command, os.environ), fronts_end
+        command = spawned.template_command(templates_end.fileno(), prepared, start_method)
+        try:
+            return os.posix_spawn(command[0], command, os.environ), fronts_end
+        except OSError:
+            fronts_end.close()
+            raise
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,7 @@ class Template:
         self._hazard = hazard
         self._temp_base: Path | None = None
         self._pid = os.getpid()
+        self._sources = own_children()  # what the source started when it was imported here
         self._workers: dict[int, _Worker] = {}  # by pid, and so are the orphans: we alone reap
         self._burials: list[_Burial] = []
         self._signal_handlers: dict[signal.Signals, SignalHandler] = {}
@@ -200,10 +210,13 @@ class Template:
     def _launch(self, order: wire.Launch) -> None:
         if order.temp_dir is not None:
             self._temp_base = Path(order.temp_dir).parent
-        fronts_channel, workers_channel = socket.socketpair()
-        output_read, output_write = os.pipe()
-        stacks_fd = stacks.make_file()
-        try:
+        with ExitStack() as ours:  # what is made here is closed here, in this process
+            fronts_channel, workers_channel = map(ours.enter_context, socket.socketpair())
+            output_read, output_write = os.pipe()
+            ours.callback(os.close, output_read)
+            ours.callback(os.close, output_write)
+            stacks_fd = stacks.make_file()
+            ours.callback(os.close, stacks_fd)
             pid = os.fork()
             if pid == 0:
                 # Held open here, it would keep the worker from ever seeing the front's end close.
@@ -212,19 +225,14 @@ class Template:
                 self._become_worker(order, workers_channel, output_write, stacks_fd)
             try:
                 pidfd = os.pidfd_open(pid)
+                ours.callback(os.close, pidfd)
+                launched = wire.Launched(order.slot, order.generation, pid)
+                self._tell(launched, [fronts_channel.fileno(), output_read, stacks_fd, pidfd])
             except OSError:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 raise
             self._workers[pid] = _Worker(order.slot, order.generation, pid)
-            launched = wire.Launched(order.slot, order.generation, pid)
-            self._tell(launched, [fronts_channel.fileno(), output_read, stacks_fd, pidfd])
-            os.close(pidfd)
-        finally:
-            fronts_channel.close()
-            workers_channel.close()
-            for descriptor in (output_read, output_write, stacks_fd):
-                os.close(descriptor)
 
     def _become_worker(
         self, order: wire.Launch, channel: socket.socket, output_fd: int, stacks_fd: int
@@ -235,6 +243,7 @@ class Template:
             os.setsid()
             become_subreaper()
             output.take_over(output_fd)
+            _be_the_first_to_go()
             signal.set_wakeup_fd(-1)
             for number, handler in self._signal_handlers.items():
                 signal.signal(number, handler)
@@ -266,7 +275,7 @@ class Template:
         burial = _Burial()
         while self._reap(burial):
             pass
-        known = set(self._workers).union(*(b.orphans for b in self._burials))
+        known = self._sources.union(self._workers, *(b.orphans for b in self._burials))
         while True:
             found = own_children() - known - burial.orphans
             burial.orphans |= found
@@ -327,15 +336,35 @@ class Template:
 
     def _shut_down(self) -> None:
         self._selector.unregister(self._control)
-        for pid in self._workers:
+        for pid in [*self._workers, *(self._sources & own_children())]:
             self._kill(pid)
         limit = time.monotonic() + _SHUTDOWN_LIMIT_S
         while (self._workers or self._burials) and time.monotonic() < limit:
             self._step(0.1)
             self._bury()
+        front_is_there = self._can_tell()
         self._drop_descriptors()
-        if self._temp_base is not None:  # the front removes it too, where it is there to do so
+        if self._temp_base is not None and not front_is_there:  # else it does so itself
             shutil.rmtree(self._temp_base, ignore_errors=True)
+
+    def _can_tell(self) -> bool:
+        """Tell whether the front still hears: it closes its socket last, or with its death."""
+        try:
+            ready = wire.TemplateReady(self._method, self._hazard)
+            self._control.send(wire.encode_header(ready), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+def _be_the_first_to_go() -> None:
+    """Let the kernel kill this process, and not front or template, when memory runs out."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(
+            "500", encoding="ascii"
+        )  # proc_pid_oom_score_adj(5)
 
 
 def _use_temp_dir(temp_dir: str | None) -> None:
