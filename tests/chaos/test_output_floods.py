@@ -46,7 +46,6 @@ def test_a_flood_costs_the_others_nothing_and_its_end_is_kept(server: Server, ki
     assert server.log.count("[worker 0 flood]") + server.log.count("[worker 1 flood]") < (
         seconds * (LINES_PER_S + 1)
     )
-    server.wait_log("lines of output were dropped")
 
 
 def test_all_workers_flood_at_once(server: Server) -> None:

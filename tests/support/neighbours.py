@@ -27,7 +27,7 @@ class Neighbours:
 
 @contextmanager
 def neighbours(
-    server: Server, name: str, *, grows_bytes: int = 20 * 2**20, slowest_s: float = 1.0
+    server: Server, name: str, *, grows_bytes: int = 20 * 2**20, slowest_s: float = 2.0
 ) -> Iterator[Neighbours]:
     """Run small tasks and ask for /healthz over and over; then look what became of the pool.
 

@@ -7,7 +7,7 @@ import struct
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ogpu.service import wire
@@ -101,6 +101,7 @@ PIECES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(HEADERS)
 def test_a_header_is_a_message_or_refused(header: bytes) -> None:
     """Whatever JSON says, or what is none: a message that can be said again, or WireError."""
@@ -111,6 +112,7 @@ def test_a_header_is_a_message_or_refused(header: bytes) -> None:
     assert isinstance(wire.encode_header(message), bytes)
 
 
+@settings(deadline=None)
 @given(st.lists(PIECES, max_size=6), st.data())
 def test_a_decoder_holds_no_more_than_one_frame_and_raises_nothing_else(
     pieces: list[bytes], data: st.DataObject

@@ -83,7 +83,7 @@ def talking() -> Iterator[Talk]:
         logger.removeHandler(talk)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     lines=st.integers(0, 3 * MAX_LINES_PER_S),
     has_end=st.booleans(),
