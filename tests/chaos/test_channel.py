@@ -92,6 +92,48 @@ def test_a_channel_that_is_spoilt_costs_nobody_elses_task(server: Server) -> Non
             wait_until(lambda count=3 + number: generations(server) == count, "another worker")
 
 
+def test_an_order_that_is_not_read_before_the_garbage_is_given_to_another(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """The worker is at fault for the task that it answered, and for no other."""
+    server = start_server("attacker.py")
+    go_on = tmp_path / "go on"
+    server.post("answers_and_spoils", "guilty", {"text": str(go_on)})
+    tasks = [f"innocent{number}" for number in range(5)]
+    for address in tasks:
+        assert server.post("echo", address, {"text": address}).status_code == 202
+    go_on.touch()
+    ends = [server.wait_state(address, "succeeded") for address in tasks]
+    assert [end["result"]["text"] for end in ends] == tasks
+    assert [end["attempt"] for end in ends] == [2, 1, 1, 1, 1]
+
+
+def test_a_ready_with_anything_in_it_is_no_defect_of_the_service(
+    start_server: StartServer,
+) -> None:
+    """The second worker's @init says so before it is ready: its slot is tried again."""
+    source = """
+import os, stat, ogpu.service
+from pydantic import BaseModel
+@ogpu.service.init()
+def load() -> None:
+    if os.path.exists("second"):
+        for name in os.listdir("/proc/self/fd"):
+            path = f"/proc/self/fd/{name}"
+            if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+                header = b'["Ready", 3, [[1], {}], 0.5]'
+                os.write(int(name), len(header).to_bytes(4, "big") + bytes(4) + header)
+    open("second", "w").close()
+@ogpu.service.expose()
+def echo(data: BaseModel) -> BaseModel:
+    return data
+ogpu.service.start()
+"""
+    server = start_server(source, OGPU_WORKERS=2)
+    wait_until(lambda: server.slot(1)["generation"] > 1, "another try")
+    assert server.http.get("/readyz").status_code == 200
+
+
 def test_an_answer_that_never_ends_is_ended_by_the_deadline(server: Server) -> None:
     """It may have been begun by the handler: what is read of it is bounded, and given back."""
     front = psutil.Process(server.process.pid)

@@ -69,6 +69,11 @@ def progress(message: str | None = None) -> bytes:
     return framed(wire.Progressed(own_run(), 0.5, message))
 
 
+def wait_for_file(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+
 GARBAGE = {
     "4 GiB of payload": lambda: lengths(10, 2**32 - 1),
     "4 GiB of header": lambda: lengths(2**32 - 1, 0),
@@ -80,6 +85,11 @@ GARBAGE = {
     "deep": lambda: raw("[" * 100_000),
     "huge number": lambda: raw('["Done", 1' + "0" * 100_000 + ", true]"),
     "no reason": lambda: framed(wire.Failed(own_run(), "bad luck", "", None, None)),
+    "no reason to recycle": lambda: framed(wire.Done(own_run(), False, "tired"), b"{}"),
+    "progress without end": lambda: progress() * 1_000_000,
+    "answers without end": lambda: answer(run=10**6) * 200_000,
+    "failed inits without end": lambda: framed(wire.InitFailed("E", "m", "t" * 10_000)) * 10_000,
+    "large headers without end": lambda: progress("x" * (wire.MAX_HEADER_BYTES - 100)) * 200,
     "no fraction": lambda: framed(wire.Progressed(own_run(), float("nan"), None)),
     "launch": lambda: framed(wire.Launch(0, 1, 1, None, None, "INFO", False)),
     "launched": lambda: framed(wire.Launched(0, 1, 1)),
@@ -106,8 +116,7 @@ def names(data: Input) -> Output:
 
 @ogpu.service.expose(timeout=30)
 def waits(data: Input) -> Output:
-    while not os.path.exists(data.text):
-        time.sleep(0.01)
+    wait_for_file(data.text)
     return Output(text="undisturbed")
 
 
@@ -147,6 +156,15 @@ def begins_a_frame(data: Input) -> Output:
     """Write most of a frame of ``number`` bytes; the worker's answer becomes a part of it."""
     channel().sendall(lengths(10, data.number) + bytes(data.number - 10**6))
     return Output(text="swallowed")
+
+
+@ogpu.service.expose(timeout=30)
+def answers_and_spoils(data: Input) -> Output:
+    """Give the answer, and then garbage: the front has sent another order meanwhile."""
+    wait_for_file(data.text)
+    channel().sendall(answer() + b"\xff" * 100)
+    time.sleep(60)
+    return Output()
 
 
 @ogpu.service.expose(timeout=30)

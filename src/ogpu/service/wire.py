@@ -35,6 +35,7 @@ _LENGTHS = struct.Struct("!II")
 # A header holds names, numbers and at most a traceback that was cut to MAX_TEXT_CHARS.
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_TEXT_CHARS = 64 * 1024
+MAX_PROGRESS_CHARS = 1000
 # The largest packet on the control socket; a launch order is below 10 kB.
 MAX_PACKET_BYTES = 128 * 1024
 

@@ -211,8 +211,8 @@ class Lives:
 
     def init_has_failed(self, slot: Slot, failed: wire.InitFailed) -> None:
         """Take the first message of a worker that could not start."""
-        logger.error("Init failed in worker %d:\n%s", slot.index, failed.traceback.rstrip())
         if slot.state is SlotState.STARTING:
+            logger.error("Init failed in worker %d:\n%s", slot.index, failed.traceback.rstrip())
             slot.last_failure = f"its @init failed:\n{failed.traceback.rstrip()}"
             self.end_worker(slot, ExitReason.INIT_FAILED)
 

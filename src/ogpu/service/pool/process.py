@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -23,6 +24,9 @@ from .output import WorkerOutput
 # faulthandler took 0.2 ms for a handler in Python; a hundred deep threads may take some more.
 DUMP_LIMIT_S = 0.1
 CHANNEL_LIMIT_S = 5.0
+# Beside its answer a worker says how far it is: two words at once, ten a second. A word takes the
+# front about 6 µs, so one that never stops would have it for itself.
+_MOST_WORDS, _MOST_WORDS_PER_S = 100, 20
 
 
 class WorkerEvents(Protocol):
@@ -71,6 +75,8 @@ class WorkerProcess(asyncio.Protocol):
         self.memory = NOT_ASKED  # once it is buried: whether it ran out of memory
         self.is_gone = False  # it has been reaped, and is being buried
         self._decoder = wire.FrameDecoder(max_payload_bytes)
+        self._words, self._order_s = 0, time.monotonic()  # said since the last order
+        self._is_broken = False
         self._events = events
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
@@ -87,6 +93,7 @@ class WorkerProcess(asyncio.Protocol):
 
     def send(self, message: wire.Message, payload: bytes = b"") -> None:
         """Send a frame; what does not fit into the socket at once is sent as the worker reads."""
+        self._words, self._order_s = 0, time.monotonic()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(wire.encode_frame(message, payload))
         else:
@@ -160,6 +167,7 @@ class WorkerProcess(asyncio.Protocol):
         await self.heard_out(CHANNEL_LIMIT_S)
         if self._transport is not None:
             self._transport.abort()
+        self._decoder = wire.FrameDecoder(0)  # what was begun may be as long as a result
         self.output.close()
         self.stacks()
         if self._pidfd >= 0:
@@ -175,16 +183,25 @@ class WorkerProcess(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by isinstance
 
     def data_received(self, data: bytes) -> None:
-        self._events.guard(self._take, data)
+        if not self._is_broken:
+            self._events.guard(self._take, data)
 
     def _take(self, data: bytes) -> None:
         try:
             for message, payload in self._decoder.feed(data):
+                self._count_word()
                 self._events.on_message(self, message, payload)
         except WireError as error:
-            assert self._transport is not None
-            self._transport.abort()
+            # It is not closed here: its end tells whether the last order was read.
+            self._is_broken = True
             self._events.on_channel_error(self, error)
+
+    def _count_word(self) -> None:
+        self._words += 1
+        if self._words > _MOST_WORDS:
+            since_s = time.monotonic() - self._order_s
+            if self._words > _MOST_WORDS + _MOST_WORDS_PER_S * since_s:
+                raise WireError(f"it said {self._words} things within {since_s:.1f} s")
 
     def connection_lost(self, error: Exception | None) -> None:
         # unix(7): closing a stream socket with unread data in it resets the peer.

@@ -268,7 +268,8 @@ class Supervisor:
             return  # of a task that has ended
         if not 0.0 <= message.fraction <= 1.0:
             raise WireError(f"a fraction is not {message.fraction}")
-        self._journal.note_progress(slot.task, Progress(message.fraction, message.message))
+        text = message.message and message.message[: wire.MAX_PROGRESS_CHARS]
+        self._journal.note_progress(slot.task, Progress(message.fraction, text))
         self._events.on_progress(slot.task)
 
     def on_line(self, task: Task, line: str) -> None:
