@@ -55,9 +55,10 @@ class Fitness:
         return wire.RecycleReason.MAX_RSS if self._memory.is_exceeded() else None
 
     def _left_something(self) -> bool:
-        if self._before is None:
-            return True  # who knows
-        found = self._before.leftovers()
+        try:
+            found = self._before.leftovers() if self._before else ["who knows what"]
+        except OSError as error:
+            found = [f"nobody can look ({error})"]
         if found:
             logger.warning("The task was stopped, but not all of it: %s", ", ".join(found))
         return bool(found)

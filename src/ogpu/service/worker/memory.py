@@ -31,7 +31,10 @@ class MemoryLimit:
         begun = time.monotonic()
         if self._max_bytes is None or begun < self._next_look_s:
             return False
-        resident = sum(map(resident_bytes, descendants() | {os.getpid()}))
+        try:
+            resident = sum(map(resident_bytes, descendants() | {os.getpid()}))
+        except OSError:  # a source may have used up all descriptors
+            return False
         ended = time.monotonic()
         self._next_look_s = ended + _TIMES_ITS_COST * (ended - begun)
         if resident <= self._max_bytes:
