@@ -113,12 +113,13 @@ def test_the_families_of_a_lost_template_end_with_it(
     template = parent(server.slot()["pid"])
     server.post("act", "a")
     wait_until(lambda: pid_file.exists() and pid_file.read_text(), "a child")
+    child = int(pid_file.read_text())
     os.kill(template, number)
     if number == signal.SIGHUP:
         assert server.http.get("/healthz").status_code == 200
         os.kill(server.process.pid, signal.SIGHUP)
-    server.wait_exit()
-    wait_until(lambda: is_gone(int(pid_file.read_text())), "the child is gone", timeout_s=5)
+        server.wait_exit()
+    wait_until(lambda: is_gone(child), "the child is gone", timeout_s=5)
 
 
 def test_two_services_on_one_port_are_not_both_listening(
