@@ -1,0 +1,91 @@
+"""What there is of a service, to be compared: processes, descriptors, files, memory."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import psutil
+
+from support.processes import open_descriptors
+from support.waiting import wait_until
+
+from .stage import Stage
+
+# Large answers pass through the front; what its allocator keeps of that is not more than this.
+RSS_SLACK_BYTES = 40 * 2**20
+KEPT_CONNECTIONS = 1  # our own
+
+
+@dataclass(frozen=True)
+class Census:
+    """What may not grow; descriptors without those of connections.
+
+    Those to the receiver are not counted: the outbox keeps some for a while, for the next results.
+    """
+
+    front_descriptors: int
+    template_descriptors: int
+    clients: int
+    rss_bytes: int
+
+
+def take_census(stage: Stage) -> Census:
+    connections = stage.front.net_connections("tcp")
+    clients = [c for c in connections if c.laddr.port == stage.port and c.raddr]
+    return Census(
+        open_descriptors(stage.front.pid) - len(connections),
+        open_descriptors(stage.template),
+        len(clients),
+        stage.front.memory_info().rss,
+    )
+
+
+def check_nothing_left(stage: Stage, before: Census) -> None:
+    """The pool is whole, and what the row brought into the world is gone, soon."""
+    stage.wait_whole()
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not left_behind(stage, before), "nothing is left", 10)
+    left = left_behind(stage, before)
+    assert left == [], left
+
+
+def left_behind(stage: Stage, before: Census) -> list[str]:
+    """Return what there is that should not be there."""
+    now = take_census(stage)
+    left = [*strangers(stage), *zombies(stage), *temporary_files(stage)]
+    left += [
+        f"{kind}: {getattr(now, kind)}, before {getattr(before, kind)}"
+        for kind in ("front_descriptors", "template_descriptors")
+        if getattr(now, kind) > getattr(before, kind)
+    ]
+    if now.rss_bytes > stage.rss_at_first + RSS_SLACK_BYTES:
+        left.append(f"the front has {now.rss_bytes} bytes, at first {stage.rss_at_first}")
+    if now.clients > KEPT_CONNECTIONS:
+        left.append(f"{now.clients} connections of clients")
+    return left
+
+
+def strangers(stage: Stage) -> list[str]:
+    """Return the processes below the front that are not the service."""
+    ours = {stage.template, *(slot["pid"] for slot in stage.pool())}
+    return [str(process) for process in stage.below() if process.pid not in ours]
+
+
+def zombies(stage: Stage) -> list[str]:
+    """Return the children that front and template have not buried."""
+    children = [*stage.front.children(), *psutil.Process(stage.template).children()]
+    found = []
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                found.append(str(child))
+    return found
+
+
+def temporary_files(stage: Stage) -> list[str]:
+    """Return what there is beside a folder for each worker, in one for the service."""
+    wanted = {f"{slot['slot']}-{slot['generation']}" for slot in stage.pool()} | {"lock"}
+    found = list(stage.temp.iterdir())
+    inside = [path for folder in found for path in folder.iterdir() if path.name not in wanted]
+    return [str(path) for path in [*found[1:], *inside]]
