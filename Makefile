@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint smoke test-torch clean
+.PHONY: demo test lint smoke test-torch chaos clean
 
 demo: $(VENV)/installed      ## start the quickstart, send it tasks, see a hung one killed
 	$(BIN)/python examples/quickstart/demo.py
@@ -23,6 +23,10 @@ smoke: $(VENV)/installed     ## a part of the suite on every other Python 3.10 t
 test-torch: $(VENV)/installed ## the PyTorch example and tests (installs PyTorch)
 	$(PIP) -r examples/torch/requirements.txt
 	$(BIN)/python -m pytest -m torch
+
+SECONDS ?= 300
+chaos: $(VENV)/installed     ## every fault at once, at random, for SECONDS with each start method
+	CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -n 2 -o faulthandler_timeout=0 tests/chaos/test_random.py
 
 clean:
 	rm -rf $(VENV) .nox
