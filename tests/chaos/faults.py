@@ -191,13 +191,3 @@ ROWS = tuple(
     for ends, faults in groups
     for fault in faults
 )
-
-# Rows that cannot pass yet, and why.
-NOT_YET: dict[str, frozenset[Row]] = {
-    "a result that is no JSON is taken, and spoils every answer that it is a part of": frozenset({
-        Row(Moment.IN_HANDLER, Inside.FORGE, DIED),
-        Row(Moment.WHILE_ANSWERING, Inside.GARBAGE, DIED),
-        Row(Moment.WHILE_ANSWERING, Inside.ANNOUNCE_4_GIB, DIED),
-        Row(Moment.WHILE_ANSWERING, Inside.DIE_IN_FRAME, DIED),
-    }),
-}  # fmt: skip

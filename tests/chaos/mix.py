@@ -25,7 +25,6 @@ from support.fronts import pause
 
 from .faults import (
     DIED,
-    NOT_YET,
     ROWS,
     SUCCEEDED,
     TEMPLATES_END,
@@ -43,17 +42,14 @@ from .stage import Stage, stop
 
 # What may become of any task: its worker was struck, or it was cancelled.
 _STRUCK: Ends = DIED | SUCCEEDED | TIMED_OUT | {"failed/interrupted"}
-_NOT_YET = {row for rows in NOT_YET.values() for row in rows}
 _GUILTY = tuple(
     row
     for row in ROWS
-    if row.moment in (Moment.IN_HANDLER, Moment.WHILE_ANSWERING)
-    and isinstance(row.fault, Inside)
-    and row not in _NOT_YET
+    if row.moment in (Moment.IN_HANDLER, Moment.WHILE_ANSWERING) and isinstance(row.fault, Inside)
 )
 _INIT_FAULTS = tuple(
     row.fault for row in ROWS
-    if row.moment is Moment.IN_INIT and isinstance(row.fault, Inside) and row not in _NOT_YET
+    if row.moment is Moment.IN_INIT and isinstance(row.fault, Inside)
 )  # fmt: skip
 
 

@@ -66,8 +66,10 @@ def test_a_task_as_json_in_every_state(start_server: StartServer) -> None:
     raised = error(
         "exception", "no luck", exception="ValueError", traceback=traceback, output="about to fail"
     )
-    timed_out = error("timed_out", r"`hangs_asleep` timed out after 0.3 s.*", signal=9)
-    killed = error("cancelled", "`unlimited_sleep` was cancelled while it ran.*", signal=9)
+    timed_out = error("timed_out", r"`hangs_asleep` timed out after 0.3 s.*", signal=9, stack=str)
+    killed = error(
+        "cancelled", "`unlimited_sleep` was cancelled while it ran.*", signal=9, stack=str
+    )
     later = WORKER | {"generation": 2}
     wanted: dict[tuple[str, str], dict[str, Any]] = {
         ("echo", "good"): ENDED | {"state": "succeeded", "result": echoed},

@@ -8,6 +8,7 @@ import stat
 import struct
 import sys
 import time
+import zlib
 
 from pydantic import BaseModel
 
@@ -61,8 +62,9 @@ def framed(message: wire.Message, payload: bytes = b"") -> bytes:
 
 
 def answer(text: str = "forged", run: int | None = None) -> bytes:
-    done = wire.Done(own_run() if run is None else run, False)
-    return framed(done, b'{"text":"%s"}' % text.encode())
+    result = b'{"text":"%s"}' % text.encode()
+    done = wire.Done(own_run() if run is None else run, False, zlib.crc32(result))
+    return framed(done, result)
 
 
 def progress(message: str | None = None) -> bytes:
@@ -85,7 +87,9 @@ GARBAGE = {
     "deep": lambda: raw("[" * 100_000),
     "huge number": lambda: raw('["Done", 1' + "0" * 100_000 + ", true]"),
     "no reason": lambda: framed(wire.Failed(own_run(), "bad luck", "", None, None)),
-    "no reason to recycle": lambda: framed(wire.Done(own_run(), False, "tired"), b"{}"),
+    "no reason to recycle": lambda: framed(
+        wire.Done(own_run(), False, zlib.crc32(b"{}"), "tired"), b"{}"
+    ),
     "progress without end": lambda: progress() * 1_000_000,
     "answers without end": lambda: answer(run=10**6) * 200_000,
     "failed inits without end": lambda: framed(wire.InitFailed("E", "m", "t" * 10_000)) * 10_000,

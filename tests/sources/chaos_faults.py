@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,8 +130,8 @@ def dies_in_a_frame() -> None:
 @fault
 def forges_an_answer() -> None:
     """Answer for the order at hand, or for one that is over, with what is no JSON."""
-    header = f'["Done",{run_at_hand()},true]'.encode()
     payload = b'\xff"},{'
+    header = f'["Done",{run_at_hand()},true,{zlib.crc32(payload)},null]'.encode()
     for descriptor in sockets():
         os.write(descriptor, struct.pack("!II", len(header), len(payload)) + header + payload)
 

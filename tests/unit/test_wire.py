@@ -30,7 +30,13 @@ MESSAGES = st.one_of(
         fraction=st.floats(0, 1),
         message=st.none() | TEXT,
     ),
-    st.builds(wire.Done, run=st.integers(0, 2**53), has_output=st.booleans()),
+    st.builds(
+        wire.Done,
+        run=st.integers(0, 2**53),
+        has_output=st.booleans(),
+        checksum=st.integers(0, 2**32 - 1),
+        recycle=st.none() | TEXT,
+    ),
     st.builds(
         wire.Failed,
         run=st.integers(0, 2**53),

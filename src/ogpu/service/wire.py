@@ -177,12 +177,14 @@ class InitFailed:
 class Done:
     """A task succeeded; the payload is the output model's JSON.
 
-    ``has_output``: what the task printed may not all have been read yet. ``recycle``: a
-    ``RecycleReason``, where the worker wants to be replaced.
+    ``has_output``: what the task printed may not all have been read yet. ``checksum``: the output's
+    CRC-32, since a handler may write to the channel, too. ``recycle``: a ``RecycleReason``, where
+    the worker wants to be replaced.
     """
 
     run: int
     has_output: bool
+    checksum: int
     recycle: str | None = None
 
 

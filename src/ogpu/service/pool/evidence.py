@@ -7,7 +7,10 @@ can say, and a reason outside the closed set breaks the channel.
 from __future__ import annotations
 
 import signal
+import zlib
 from dataclasses import replace
+
+from pydantic_core import from_json
 
 from .. import wire
 from ..errors import FailureReason, TaskError, WireError
@@ -15,9 +18,26 @@ from ..task import Outcome, Task, TaskState
 from .memory import NOT_ASKED, MemoryEvidence
 from .slot import ExitReason
 
+_READ_THROUGH_BYTES = 64 * 1024
 
-def succeeded(result: bytes) -> Outcome:
-    """Return the end of a task whose handler returned a result."""
+
+def succeeded(done: wire.Done, result: bytes) -> Outcome:
+    """Return the end of a task whose handler returned a result.
+
+    The result is given to clients as it is, so it has to be JSON. A large one is not read through
+    for that (64 KiB take 0.04 to 0.3 ms); the checksum tells that nobody else wrote between its
+    bytes.
+
+    Raises:
+        WireError: it is not what the worker has sent, or not JSON.
+    """
+    if zlib.crc32(result) != done.checksum:
+        raise WireError("a result does not have its checksum")
+    if len(result) <= _READ_THROUGH_BYTES:
+        try:
+            from_json(result)
+        except ValueError as error:
+            raise WireError(f"a result is not JSON: {error}") from error
     return Outcome(TaskState.SUCCEEDED, result=result)
 
 

@@ -29,7 +29,6 @@ Template = tuple[int, socket.socket]  # its pid, and this side's end of its cont
 WATCH_EVERY_S = 1.0
 _END_LIMIT_S = 5.0
 _LOOK_AGAIN_S = 0.005
-_ENDED = ("", "Z", "X")  # proc_pid_stat(5)
 
 
 class LaunchEvents(Protocol):
@@ -124,21 +123,27 @@ class Launcher:
         A child that is seen twice, while the template lives, is no worker's: as PID 1 of a
         container the front is the parent of all that lost theirs. It is not to be killed.
         """
-        was_stopped, seen = False, set[int]()
+        before, seen = "", set[int]()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             if not self._is_up:
-                seen = set()
+                before, seen = "", set()
                 continue
             reap_ended(but=self._sources | {self._pid})
             children, state = own_children() - {self._pid}, state_of(self._pid)
-            if state not in _ENDED:
-                self._not_ours = self._sources | (children & (seen | self._not_ours))
-                seen = children
-            if state == "T" and was_stopped:
-                logger.error("The template (pid %d) is stopped; killing it", self._pid)
-                self._kill_template()
-            was_stopped = state == "T"
+            match before, state:
+                case "T", "T":
+                    logger.error("The template (pid %d) is stopped; killing it", self._pid)
+                    self._kill_template()
+                case "Z", "Z":
+                    # A child that was stopped before it became a worker holds its socket open.
+                    self._on_lost()
+                case _, "Z":
+                    pass  # its socket is about to say so
+                case _:
+                    self._not_ours = self._sources | (children & (seen | self._not_ours))
+                    seen = children
+            before = state
 
     # --- the end of a template, and the next one
 
@@ -236,8 +241,7 @@ class Launcher:
                 self._hear()
             return
         if not packet:
-            self._stop_talking()
-            self._events.on_template_lost()
+            self._on_lost()
             return
         for descriptor in descriptors:
             # Not for the next template. CPython's recv_fds drops MSG_CMSG_CLOEXEC (up to 3.13).
@@ -254,6 +258,11 @@ class Launcher:
                 self._events.on_gone(message)
             case _:
                 raise WireError(f"a template does not say {message}")
+
+    def _on_lost(self) -> None:
+        assert self._events is not None
+        self._stop_talking()
+        self._events.on_template_lost()
 
     def _on_ready(self, ready: wire.TemplateReady) -> None:
         self._stop_import_timer()

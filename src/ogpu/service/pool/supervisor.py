@@ -227,7 +227,9 @@ class Supervisor:
             return
         match message:
             case wire.Done():
-                self._on_answer(slot, message, succeeded(payload), has_output=message.has_output)
+                self._on_answer(
+                    slot, message, succeeded(message, payload), has_output=message.has_output
+                )
             case wire.Failed():
                 self._on_answer(slot, message, failed_in_worker(message), has_output=True)
             case wire.Progressed():

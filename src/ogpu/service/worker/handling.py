@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import zlib
 from collections.abc import Awaitable, Callable
 
 from pydantic import BaseModel, ValidationError
@@ -56,7 +57,8 @@ class Handling:
             let_go(error)
         else:
             output.flush()
-            return wire.Done(order.run, output.is_pending()), result_json
+            done = wire.Done(order.run, output.is_pending(), zlib.crc32(result_json))
+            return done, result_json
         output.flush()
         return answer, b""
 
