@@ -10,8 +10,10 @@ of the task of a worker that ends is the supervisor's business (``LifeEvents``).
 3. A worker is gone: its slot is filled again at once where it had been of use, else after a
    back-off. One that never became ready costs a part of the crash budget. When that is used up, or
    when no slot is left that can be filled, the pool is broken (PoolBrokenError).
-4. The template is gone, and its workers with it: another one is made, and every slot is filled
-   again. One that leads to no worker costs a part of the budget, too.
+4. The template is gone, and its workers with it: another one is made (``renewal.py``), and every
+   slot is filled again. One that leads to no worker costs a part of the budget, too.
+5. A device that was here at the start is gone: the pool is broken. A worker whose device does not
+   answer any more counts as one that did not become ready.
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ from ..metrics import Metrics
 from .background import Background
 from .budget import CrashBudget
 from .deaths import Deaths
+from .devices import LOOK_EVERY_S, DeviceFiles
 from .estimate import Estimate
 from .evidence import describe_end
 from .launcher import Launcher
 from .process import WorkerEvents, WorkerProcess
+from .renewal import Renewal
 from .scratch import ScratchFolders
 from .slot import CAN_WAIT, ExitReason, Slot, SlotState
 
@@ -92,9 +96,8 @@ class Lives:
         self.on_gone = self._deaths.on_gone
         self.slot_of = self._deaths.slot_of
         self._budget = CrashBudget(settings.crash_budget, settings.crash_window)
-        self._template_failures = 0  # templates in a row of which no worker became ready
-        self._template_s = self._loop.time()  # when the last one was begun
-        self._stopping = False
+        self._renewal = Renewal(self.slots, self._launcher, self._deaths, RESTART_BACKOFF, self)
+        self.is_stopping = False
 
     def begin(self) -> None:
         """Take over slot 0, whose launch was ordered before the event loop ran."""
@@ -102,6 +105,7 @@ class Lives:
         self._launcher.listen(self)
         self._background.run(self._launcher.watch())
         self._background.run(self._launcher.memory.watch())
+        self._background.run(self._watch_devices())
 
     def call_later(
         self, delay_s: float, function: Callable[..., None], *arguments: object
@@ -111,7 +115,7 @@ class Lives:
 
     async def stop(self, timeout_s: float) -> None:
         """End every worker and the template: the idle ones by themselves, the rest killed."""
-        self._stopping = True
+        self.is_stopping = True
         for slot in self.slots:
             slot.cancel_timers()
             if slot.process is None:
@@ -152,7 +156,7 @@ class Lives:
         most = self._settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
         slot.process = WorkerProcess(launched, descriptors, most, self._events)
         self._background.run(slot.process.connect())
-        if self._stopping:
+        if self.is_stopping:
             self.end_worker(slot, ExitReason.SHUT_DOWN)
         elif self._settings.init_timeout is not None:
             slot.timer = self.call_later(self._settings.init_timeout, self._on_init_timeout, slot)
@@ -185,7 +189,7 @@ class Lives:
             self._estimate.note_init(took.total_seconds())
         slot.move(SlotState.READY)
         slot.ready_s = self._loop.time()
-        self._template_failures = 0
+        self._renewal.note_ready()
         if not self.first_ready.is_set():
             self.first_ready.set()
             for other in self.slots[1:]:
@@ -238,7 +242,7 @@ class Lives:
             and slot.tasks_done >= slot.max_tasks
         ):
             slot.recycle = ExitReason.MAX_TASKS
-        if slot.recycle is None or self._stopping:
+        if slot.recycle is None or self.is_stopping:
             return False
         others = (other.state for other in self.slots if other is not slot)
         if slot.recycle in CAN_WAIT and not all(state in _IN_PLACE for state in others):
@@ -253,11 +257,13 @@ class Lives:
         self._clean(slot)
         had_task = slot.task is not None and not process.orders_unread
         self._events.on_lost(slot, process, gone)
-        if self._stopping:
+        if self.is_stopping:
             return
         self._metrics.on_restart((slot.exit_reason or ExitReason.DIED).value)
         if slot.exit_reason is ExitReason.TEMPLATE_DIED:
             self._launch(slot)
+        elif slot.exit_reason is ExitReason.DEVICE_LOST:
+            self._after_failed_start(slot, "its device does not answer, or is gone")
         elif slot.ready_s is None:
             self._after_failed_start(slot, slot.last_failure or _told(slot, process, gone))
         elif had_task or slot.was_useful(self._loop.time(), _LEAST_LIFE_S):
@@ -267,23 +273,23 @@ class Lives:
             self._back_off(slot)
 
     def _after_failed_start(self, slot: Slot, why: str) -> None:
-        if self._stopping:
+        if self.is_stopping:
             return
         if not self.first_ready.is_set():
-            self._stopping = True
+            self.is_stopping = True
             what = why.partition("\n")[0].rstrip(":")  # the rest has been logged
             self._events.on_broken(FirstInitError(f"the first worker did not become ready: {what}"))
             return
         assert slot.started_at is not None
         took = datetime.now(timezone.utc) - slot.started_at
-        self._spend_budget(f"slot {slot.index}: {why}", took.total_seconds())
+        self.spend_budget(f"slot {slot.index}: {why}", took.total_seconds())
         self._back_off(slot)
 
     def _back_off(self, slot: Slot) -> None:
         slot.cancel_timers()  # that of an @init which has ended would end the next one
         slot.failures += 1
         slot.move(SlotState.BACKING_OFF)
-        if self._stopping:
+        if self.is_stopping:
             return
         wait_s = RESTART_BACKOFF.wait_s(slot.failures)
         logger.warning("Slot %d: next try in %.1f s", slot.index, wait_s)
@@ -299,7 +305,8 @@ class Lives:
         except RuntimeError as error:  # no thread can be started; the end of the service removes it
             logger.warning("The temporary files of worker %d stay for now: %s", slot, error)
 
-    def _spend_budget(self, why: str, took_s: float) -> None:
+    def spend_budget(self, why: str, took_s: float) -> None:
+        """Count a failed start, which took so long; give up where it is one too many."""
         if self._budget.spend(self._loop.time(), took_s):
             self._break(
                 f"{self._budget.failures} starts of workers failed within "
@@ -309,59 +316,44 @@ class Lives:
 
     def on_unkillable(self, slot: Slot, process: WorkerProcess) -> None:
         self._events.on_lost(slot, process, wire.Gone(slot.index, slot.generation, None, None))
-        if self._stopping:
+        if self.is_stopping:
             return
         what = "what is in them does not end, though it was killed"
         if not self.first_ready.is_set():
-            self._stopping = True
+            self.is_stopping = True
             self._events.on_broken(FirstInitError(f"the first worker did not become ready: {what}"))
         elif all(other.state is SlotState.UNKILLABLE for other in self.slots):
             self._break(f"no slot is left to work with: {what}")
 
+    async def _watch_devices(self) -> None:
+        devices = DeviceFiles()
+        while not self.is_stopping:
+            await asyncio.sleep(LOOK_EVERY_S)
+            gone = devices.gone()
+            if gone and not self.is_stopping:
+                self._break(
+                    f"{', '.join(gone)}, which was here at the start, is gone; no new worker can "
+                    "cure that: make the container again, and look into the host's kernel log"
+                )
+
     def _break(self, why: str) -> None:
         """Give up: nothing is launched any more."""
-        self._stopping = True
+        self.is_stopping = True
         for slot in self.slots:
             if slot.state is SlotState.BACKING_OFF:
                 slot.cancel_timers()
         self._events.on_broken(PoolBrokenError(why))
 
-    # --- another template
+    # --- another template (RenewalEvents)
 
     def on_template_lost(self) -> None:
-        if not self._stopping:
-            self._background.run(self._replace_template())
+        if not self.is_stopping:
+            self._background.run(self._renewal.replace_template())
 
-    async def _replace_template(self) -> None:
-        logger.error("The template is gone, and its workers with it; another one is made")
-        starting = [s for s in self.slots if s.state is SlotState.STARTING]
-        # Slots that were never ordered wait for the first worker to be ready.
-        lost_orders = [s for s in starting if s.process is None and s.generation > 0]
-        await self._deaths.end_with_template()
-        self._template_failures += 1
-        while not self._stopping:
-            if self._template_failures > 1:
-                took_s = self._loop.time() - self._template_s
-                self._spend_budget("the template, ended before any worker of it was ready", took_s)
-                await asyncio.sleep(RESTART_BACKOFF.wait_s(self._template_failures - 1))
-            if self._start_template():
-                break
-            self._template_failures += 1
-        for slot in lost_orders:
-            if not self._stopping:
-                self._clean(slot)
-                self._launch(slot)
-
-    def _start_template(self) -> bool:
-        if self._stopping:
-            return False
-        self._template_s = self._loop.time()
-        try:
-            self._launcher.start_template()
-        except OSError as error:
-            logger.error("No template can be made: %s", error)
-            return False
-        return True
+    def launch_again(self, slot: Slot) -> None:
+        if not self.is_stopping:
+            self._clean(slot)
+            self._launch(slot)
 
 
 def _told(slot: Slot, process: WorkerProcess, gone: wire.Gone) -> str:
