@@ -78,6 +78,7 @@ class Launcher:
         self._unsent: deque[bytes] = deque()
         self._is_up = self._is_ready = True
         self._import_timer: asyncio.TimerHandle | None = None
+        self._hunted_s = -WATCH_EVERY_S  # when orphans were looked for last
 
     def launch(self, slot: int, generation: int, temp_dir: str | None) -> None:
         """Order a worker. May be called before ``listen``: the template works in the meantime."""
@@ -124,9 +125,10 @@ class Launcher:
         container the front is the parent of all that lost theirs. It is not to be killed.
         """
         before, seen = "", set[int]()
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
-            if not self._is_up:
+            if not self._is_up or loop.time() - self._hunted_s < WATCH_EVERY_S:
                 before, seen = "", set()
                 continue
             reap_ended(but=self._sources | {self._pid})
@@ -200,6 +202,7 @@ class Launcher:
         It all has come to the front, a subreaper as well. What the source itself started in this
         process, before start(), is not ours to end; nor is what was here while the template lived.
         """
+        self._hunted_s = asyncio.get_running_loop().time()
         return kill_children(self._not_ours | {self._pid} | but)
 
     async def shut_down(self, timeout_s: float) -> None:
