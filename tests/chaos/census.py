@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
@@ -29,6 +29,18 @@ class Census:
     template_descriptors: int
     clients: int
     rss_bytes: int
+
+
+def settled_census(stage: Stage) -> Census:
+    """Return what there is when nothing changes: a connection may end between two looks."""
+
+    def same_twice() -> Census | None:
+        first, second = take_census(stage), take_census(stage)
+        return first if replace(first, rss_bytes=0) == replace(second, rss_bytes=0) else None
+
+    census = wait_until(same_twice, "the descriptors stay the same", 10)
+    assert census is not None
+    return census
 
 
 def take_census(stage: Stage) -> Census:

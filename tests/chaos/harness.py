@@ -17,7 +17,7 @@ from typing import Any
 
 from support.waiting import wait_until
 
-from .census import check_nothing_left, take_census
+from .census import check_nothing_left, settled_census
 from .faults import (
     DIED,
     SUCCEEDED,
@@ -68,7 +68,7 @@ class Innocents:
 def play_row(stage: Stage, row: Row) -> None:
     """Play it, and assert the invariants."""
     address = f"{row.id}-{next(_numbers)}"
-    before, template = take_census(stage), stage.template
+    before, template = settled_census(stage), stage.template
     stage.sink.deliveries.clear()
     innocents = Innocents(stage, address)
     with contextlib.ExitStack() as clients:
