@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.census import check_nothing_left, take_census
+from chaos.census import check_nothing_left, settled_census
 from chaos.mix import Clients, Striker, complaints
 from chaos.stage import Stage
 from support.crash_load import settle
@@ -42,7 +42,7 @@ def test_everything_at_once(tmp_path: Path, method: str) -> None:
 
 def play(stage: Stage) -> None:
     rng = random.Random(SEED)
-    before = take_census(stage)
+    before = settled_census(stage)
     striker = Striker(stage, rng)
     over = time.monotonic() + SECONDS
     with Clients(stage, SEED) as clients:

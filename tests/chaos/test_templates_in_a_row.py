@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chaos.census import check_nothing_left, strangers, take_census
+from chaos.census import check_nothing_left, settled_census, strangers
 from chaos.faults import Inside
 from chaos.stage import Stage
 from support.waiting import wait_until
@@ -39,7 +39,7 @@ def test_slots_are_filled_once_when_the_first_template_dies(stage: Stage) -> Non
 def test_templates_that_die_one_after_the_other(stage: Stage) -> None:
     """The next one dies while what the last one has left is buried: the service goes on."""
     stage.open()
-    before = take_census(stage)
+    before = settled_census(stage)
     for number in range(2):
         stage.wait_whole()
         raise_a_family(stage, f"family-{number}")
