@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from support.processes import open_descriptors
+from support.processes import kinds_of_descriptors, open_descriptors
 from support.waiting import wait_until
 
 from .stage import Stage
@@ -72,6 +72,8 @@ def left_behind(stage: Stage, before: Census) -> list[str]:
         for kind in ("front_descriptors", "template_descriptors")
         if getattr(now, kind) > getattr(before, kind)
     ]
+    if left and now.front_descriptors > before.front_descriptors:
+        left.append(f"the front has {kinds_of_descriptors(stage.front.pid)}")
     if now.rss_bytes > stage.rss_at_first + RSS_SLACK_BYTES:
         left.append(f"the front has {now.rss_bytes} bytes, at first {stage.rss_at_first}")
     if now.clients > KEPT_CONNECTIONS:

@@ -160,3 +160,15 @@ def test_a_sentry_dsn_without_the_extra_is_said(start_server: StartServer) -> No
     source = f"{hidden}import ogpu.service\nogpu.service.start()\n"
     server = start_server(source, OGPU_SDK_SENTRY_DSN="http://key@127.0.0.1:1/1")
     assert "sentry-sdk is not installed" in server.log
+
+
+def test_closed_output_is_open_again_for_the_next_task(start_server: StartServer) -> None:
+    """A handler that closes 1 and 2 does so for itself; the next one prints as ever."""
+    server = start_server()
+    code = "[os.close(1), os.close(2), open('/dev/null').fileno()]"
+    assert server.run("facts", "a", {"text": code})["state"] == "succeeded"
+    pid = server.slot()["pid"]
+    assert server.run("speaks", "b")["worker"]["pid"] == pid
+    said = server.http.get("/tasks/b/logs").text
+    assert "from print" in said
+    assert "from a subprocess" in said

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -40,6 +43,15 @@ def is_gone(pid: int) -> bool:
 def open_descriptors(pid: int) -> int:
     """Count the open descriptors of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def kinds_of_descriptors(pid: int) -> dict[str, int]:
+    """Count the open descriptors of a process by what they are: pipes, sockets, files by name."""
+    kinds: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            kinds[str(entry.readlink()).partition(":[")[0]] += 1
+    return dict(kinds)
 
 
 def zombies(pid: int) -> list[int]:

@@ -112,6 +112,7 @@ class _Worker:
         return True
 
     def serve(self) -> None:
+        standard = output.StandardDescriptors()
         for message, payload in self._frames():
             if not isinstance(message, wire.Run):
                 raise WireError(f"a worker cannot do {message}")
@@ -122,6 +123,7 @@ class _Worker:
                 # The handler forked, and this is the child, which must not answer for its parent.
                 os._exit(0 if isinstance(answer, wire.Done) else 1)
             self._end()
+            standard.restore()
             reason = self._fitness.judge(answer)
             if reason is not None:
                 answer = replace(answer, recycle=reason.value)

@@ -7,6 +7,7 @@ lines before a kill would be lost); PYTHONUNBUFFERED is not needed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import io
@@ -15,6 +16,7 @@ import sys
 import termios
 
 _IOLBF = 1  # <stdio.h>, glibc and musl
+_LEAST_KEPT = 100  # out of the way of those who close the first few
 
 
 def take_over(output_fd: int) -> None:
@@ -34,6 +36,29 @@ def buffer_by_line() -> None:
             stream.reconfigure(line_buffering=True)
     libc = ctypes.CDLL(None)
     libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, _IOLBF, 0)
+
+
+class StandardDescriptors:
+    """Keeps 1 and 2 open from one task to the next.
+
+    A handler may close them; the next file that anybody opens would have their numbers then, and
+    the next task's output would go there.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, int] = {}
+        for number in (1, 2):
+            with contextlib.suppress(OSError):  # closed already: the source has its reasons
+                self._kept[number] = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LEAST_KEPT)
+
+    def restore(self) -> None:
+        """Open again what has been closed. What was put in their place is left there."""
+        for number, kept in self._kept.items():
+            try:
+                os.fstat(number)
+            except OSError:
+                with contextlib.suppress(OSError):  # that one is closed as well
+                    os.dup2(kept, number)
 
 
 def flush() -> None:
