@@ -148,13 +148,12 @@ def test_an_orphan_of_a_dead_template_costs_one_slot(
     child = child_of_task(server, "has_a_child", path)
     stat = Path(f"/proc/{server.slot()['pid']}/stat").read_text()
     with frozen(child):
-        path.unlink()  # the next attempt makes one of its own
         os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
         wait_until(
             lambda: max(s["state"] for s in server.workers()["workers"]) == "unkillable",
             "one is lost",
         )
-        wait_until(path.exists, "the task runs again")
+        wait_until(lambda: int(path.read_text()) != child, "the task runs again")
         path.unlink()
         assert server.wait_state("has_a_child", "succeeded")["attempt"] == 2
         assert server.workers()["state"] == "ready"
