@@ -73,7 +73,7 @@ def let_go(error: BaseException) -> None:
         traceback.clear_frames(one.__traceback__)
         found += [one.__cause__, one.__context__]
         if isinstance(one, _GROUP):
-            found += one.exceptions  # type: ignore[attr-defined]
+            found += one.exceptions  # type: ignore[attr-defined]  # mypy reads it as Python 3.10
 
 
 def _is_ours(frames: TracebackType) -> bool:
