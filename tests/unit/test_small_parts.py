@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
@@ -25,6 +27,7 @@ from ogpu.service.logger import (
     logger,
 )
 from ogpu.service.outbox.post import retry_after_s
+from ogpu.service.pool.budget import CrashBudget
 from ogpu.service.pool.evidence import describe_end, failed_in_worker
 
 
@@ -161,3 +164,32 @@ def test_a_workers_texts_are_made_of_what_utf8_can_say() -> None:
     assert outcome.error.reason is FailureReason.EXCEPTION
     assert outcome.error.message == "\\ud800"
     assert outcome.error.traceback == "5"
+
+
+def test_a_kill_does_not_depend_on_a_free_descriptor() -> None:
+    """Where the front has none left nobody asks for stacks, and the worker is killed at once."""
+    code = (
+        "import os, resource, signal; from ogpu.service.processes import would_handle; "
+        "signal.signal(signal.SIGUSR1, lambda *_: None); "
+        "assert would_handle(os.getpid(), signal.SIGUSR1); "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); "
+        "assert not would_handle(os.getpid(), signal.SIGUSR1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_crash_budget_counts_within_its_window() -> None:
+    """Used up by so many failures in so much time; older ones are forgotten."""
+    budget = CrashBudget(failures=3, window_s=60)
+    assert [budget.spend(now_s, 0) for now_s in (100, 130, 161)] == [False, False, False]
+    assert budget.spend(190, 0)
+
+
+def test_the_time_that_failed_starts_took_is_not_counted() -> None:
+    """Three models that fail after ten minutes each are a loop; starts that overlap count once."""
+    budget = CrashBudget(failures=3, window_s=60)
+    assert [budget.spend(now_s, 600) for now_s in (1000, 1610, 2220)] == [False, False, True]
+    budget = CrashBudget(failures=3, window_s=60)
+    assert [budget.spend(now_s, 600) for now_s in (1000, 1001, 1100)] == [False, False, True]
+    budget = CrashBudget(failures=3, window_s=60)
+    assert [budget.spend(now_s, 1) for now_s in (1000, 1031, 1063)] == [False, False, False]

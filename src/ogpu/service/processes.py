@@ -100,11 +100,11 @@ def would_handle(pid: int, number: int) -> bool:
     """Tell whether a process would run its handler for a signal now (proc_pid_status(5)).
 
     It would not where it is stopped, or has ended, or where the signal is blocked in its main
-    thread, ignored, or has no handler.
+    thread, ignored, or has no handler. False as well where nobody can look (no descriptor is left).
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return False
     facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     if facts["State"][0] in "TtZX":
