@@ -13,8 +13,8 @@ import os
 from ..processes import kill_child, own_children, state_of
 
 
-async def ended_within(pidfd: int, timeout_s: float | None) -> bool:
-    """Wait until a process has ended (a zombie has); return whether it did. None: no limit."""
+async def _ended_within(pidfd: int, timeout_s: float) -> bool:
+    """Wait until a process has ended (a zombie has); return whether it did."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 
@@ -37,7 +37,7 @@ async def reaped_within(pid: int, timeout_s: float) -> bool:
     except ProcessLookupError:
         return True
     try:
-        if not await ended_within(pidfd, timeout_s):
+        if not await _ended_within(pidfd, timeout_s):
             return False
     finally:
         os.close(pidfd)

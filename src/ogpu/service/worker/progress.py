@@ -14,7 +14,6 @@ from .. import wire
 from .channel import Channel
 
 MIN_INTERVAL_S = 0.1
-MAX_MESSAGE_CHARS = 1000
 
 
 class ProgressReporter:
@@ -81,4 +80,4 @@ class ProgressReporter:
 def _cleaned(message: str | None) -> str | None:
     if message is None:
         return None
-    return message[:MAX_MESSAGE_CHARS].encode("utf-8", "backslashreplace").decode()
+    return message[: wire.MAX_PROGRESS_CHARS].encode("utf-8", "backslashreplace").decode()
