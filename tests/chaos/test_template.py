@@ -167,6 +167,18 @@ def test_a_hazard_in_another_template_is_told(start_server: StartServer, tmp_pat
     wait_until(lambda: templates(server)[-1][0] == "spawn", "the method in the log")
 
 
+def test_a_wanted_start_method_stays(start_server: StartServer, tmp_path: Path) -> None:
+    """OGPU_START_METHOD=fork overrides the checks, in the next template, too."""
+    marker = tmp_path / "threads"
+    fault = "import threading, time; threading.Thread(target=time.sleep, args=(1e6,), daemon=True)"
+    source = SOURCE_OF_TWO_MINDS.format(path=str(marker), fault=fault + ".start()")
+    server = start_server(source, OGPU_START_METHOD="fork")
+    marker.touch()
+    os.kill(templates(server)[-1][1], signal.SIGKILL)
+    assert server.run("echo", "a", {"text": "on"})["result"]["text"] == "on"
+    wait_until(lambda: [m for m, _ in templates(server)] == ["fork"] * 2, "the same method")
+
+
 def test_the_template_dies_while_clients_wait(start_server: StartServer) -> None:
     """Clients that wait get their result, from the next attempt."""
     server = start_server(OGPU_WORKERS=2)
