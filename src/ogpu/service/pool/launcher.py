@@ -71,7 +71,7 @@ class Launcher:
         # Before the first worker: what is counted from here on may be its death.
         self.memory = OutOfMemoryCounter()
         self._make_template = make_template
-        self._sources = self._not_ours = sources
+        self._sources, self._not_ours = set(sources), set(sources)
         self._settings = settings
         self._may_spin = len(os.sched_getaffinity(0)) > settings.slots
         self._events: LaunchEvents | None = None
@@ -124,25 +124,30 @@ class Launcher:
         A child that is seen twice, while the template lives, is no worker's: as PID 1 of a
         container the front is the parent of all that lost theirs. It is not to be killed.
         """
-        before, seen = "", set[int]()
+        before, seen = "R", set[int]()
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             if not self._is_up or loop.time() - self._hunted_s < WATCH_EVERY_S:
-                before, seen = "", set()
+                before, seen = "R", set()
                 continue
-            reap_ended(but=self._sources | {self._pid})
-            children, state = own_children() - {self._pid}, state_of(self._pid)
+            try:
+                reap_ended(but=self._sources | {self._pid})
+                children, state = own_children() - {self._pid}, state_of(self._pid)
+            except OSError as error:
+                logger.warning("Nobody can look after the template for now: %s", error)
+                continue
             match before, state:
                 case "T", "T":
                     logger.error("The template (pid %d) is stopped; killing it", self._pid)
                     self._kill_template()
-                case "Z", "Z":
+                case (("Z" | ""), ("Z" | "")):
                     # A child that was stopped before it became a worker holds its socket open.
                     self._on_lost()
-                case _, "Z":
+                case _, ("Z" | ""):
                     pass  # its socket is about to say so
                 case _:
+                    self._sources &= children  # the pid of one that is gone may be given again
                     self._not_ours = self._sources | (children & (seen | self._not_ours))
                     seen = children
             before = state

@@ -318,6 +318,7 @@ class Template:
                 burial.orphans |= earlier.orphans
                 earlier.orphans = set()
         burial.orphans.discard(pid)
+        self._sources.discard(pid)  # it is reaped, and its pid may be given to anybody
         return True
 
     @staticmethod
