@@ -59,6 +59,20 @@ def test_a_good_timeout_is_kept_in_seconds(timeout: float | None, seconds: float
     assert handler.registered()["predict"].timeout_s == seconds
 
 
+@pytest.mark.parametrize("grace", [-1, float("nan"), float("inf"), "5", True, 1e12])
+def test_a_grace_is_a_number_of_seconds(grace: object) -> None:
+    """Bad ones are named with their function, and register nothing; 0 is a good one."""
+
+    def predict(data: Model) -> Model:
+        return data
+
+    with pytest.raises(ValueError, match=r"`predict`: grace must be a number of seconds"):
+        ogpu.service.expose(grace=grace)(predict)  # type: ignore[arg-type]
+    assert handler.get_handlers() == []
+    ogpu.service.expose(grace=0)(predict)
+    assert handler.registered()["predict"].grace_s == 0
+
+
 def test_expose_without_parentheses_says_what_to_write() -> None:
     def predict(data: Model) -> Model:
         return data
