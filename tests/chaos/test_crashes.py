@@ -47,9 +47,11 @@ def kill_at_some_moment(server: Server, load: Load, rng: random.Random, start_s:
     if when == "draining":
         server.process.terminate()
         pause(rng.uniform(0, 0.4))
-        if server.process.poll() is not None:  # it was quicker
-            assert server.process.returncode == 0, server.log
+        server.process.kill()
+        if server.wait_exit() == 0:  # it was quicker, perhaps by less than a look can tell
             return "drained"
+        assert server.process.returncode == -signal.SIGKILL, server.log
+        return when
     crash(server)
     return when
 

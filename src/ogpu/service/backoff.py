@@ -25,3 +25,7 @@ class Backoff:
         # The exponent is bounded too: 2.0 ** 1100 is an OverflowError.
         full = min(self.limit_s, self.first_s * self.factor ** min(failures - 1, 64))
         return full * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+
+# Before a slot, or a template, is tried again after a start that failed.
+RESTART_BACKOFF = Backoff(first_s=0.2, limit_s=30.0)

@@ -1,19 +1,16 @@
 """The lives of workers: launched, ready, at work, and who takes their place.
 
-Runs in the front, on its event loop. It fills the slots; ``deaths.py`` empties them. What becomes
-of the task of a worker that ends is the supervisor's business (``LifeEvents``).
+Runs in the front, on its event loop. It fills the slots; ``deaths.py`` empties them, and
+``setbacks.py`` says when it is enough. What becomes of the task of a worker that ends is the
+supervisor's business (``LifeEvents``).
 
 1. Slot 0 is launched alone: its @init may download. When it is ready, the others are launched.
-   If it fails before any worker was ever ready, the start has failed (FirstInitError).
 2. A worker that is well is to be replaced (``recycle``): between two tasks, and one slot at a time
    where it can go on that long.
 3. A worker is gone: its slot is filled again at once where it had been of use, else after a
-   back-off. One that never became ready costs a part of the crash budget. When that is used up, or
-   when no slot is left that can be filled, the pool is broken (PoolBrokenError).
+   back-off. One that never became ready, or whose device does not answer any more, is a setback.
 4. The template is gone, and its workers with it: another one is made (``renewal.py``), and every
-   slot is filled again. One that leads to no worker costs a part of the budget, too.
-5. A device that was here at the start is gone: the pool is broken. A worker whose device does not
-   answer any more counts as one that did not become ready.
+   slot is filled again. One that leads to no worker is a setback, too.
 """
 
 from __future__ import annotations
@@ -26,24 +23,21 @@ from datetime import datetime, timezone
 from typing import Protocol
 
 from .. import wire
-from ..backoff import Backoff
 from ..config import Settings
-from ..errors import FirstInitError, PoolBrokenError
+from ..errors import PoolBrokenError
 from ..logger import logger
 from ..metrics import Metrics
 from .background import Background
-from .budget import CrashBudget
 from .deaths import Deaths
-from .devices import LOOK_EVERY_S, DeviceFiles
 from .estimate import Estimate
 from .evidence import describe_end
 from .launcher import Launcher
 from .process import WorkerEvents, WorkerProcess
 from .renewal import Renewal
 from .scratch import ScratchFolders
+from .setbacks import OnBroken, Setbacks
 from .slot import CAN_WAIT, ExitReason, Slot, SlotState
 
-RESTART_BACKOFF = Backoff(first_s=0.2, limit_s=30.0)
 # A worker that ends sooner than this, with no task, has been of no use.
 _LEAST_LIFE_S = 1.0
 # Beside the result itself a Done frame carries nothing; a Failed frame has an empty payload.
@@ -53,7 +47,7 @@ _AT_WORK = (SlotState.READY, SlotState.BUSY)
 _IN_PLACE = (SlotState.READY, SlotState.BUSY, SlotState.UNKILLABLE)
 
 
-class LifeEvents(WorkerEvents, Protocol):
+class LifeEvents(WorkerEvents, OnBroken, Protocol):
     """Who has work for the workers."""
 
     def on_ready(self, slot: Slot) -> None:
@@ -61,9 +55,6 @@ class LifeEvents(WorkerEvents, Protocol):
 
     def on_lost(self, slot: Slot, process: WorkerProcess, gone: wire.Gone) -> None:
         """Settle the task of a worker that is gone, if it had one."""
-
-    def on_broken(self, error: Exception) -> None:
-        """Take notice that the pool cannot be kept alive."""
 
 
 class Lives:
@@ -79,7 +70,6 @@ class Lives:
         meters: tuple[Metrics, Estimate],
     ) -> None:
         self.slots = [Slot(index) for index in range(settings.slots)]
-        self.first_ready = asyncio.Event()
         self._settings = settings
         self._functions = functions
         self._launcher, self._scratch = places
@@ -95,9 +85,15 @@ class Lives:
         self.worker_has_ended = self._deaths.worker_has_ended
         self.on_gone = self._deaths.on_gone
         self.slot_of = self._deaths.slot_of
-        self._budget = CrashBudget(settings.crash_budget, settings.crash_window)
-        self._renewal = Renewal(self.slots, self._launcher, self._deaths, RESTART_BACKOFF, self)
-        self.is_stopping = False
+        self._setbacks = Setbacks(self.slots, settings, background, self._launch, events)
+        self.first_ready = self._setbacks.first_ready
+        self.spend_budget = self._setbacks.spend_budget
+        self._renewal = Renewal(self.slots, self._launcher, self._deaths, background, self)
+
+    @property
+    def is_stopping(self) -> bool:
+        """True when nothing is to be launched any more."""
+        return self._setbacks.is_stopping
 
     def begin(self) -> None:
         """Take over slot 0, whose launch was ordered before the event loop ran."""
@@ -105,7 +101,7 @@ class Lives:
         self._launcher.listen(self)
         self._background.run(self._launcher.watch())
         self._background.run(self._launcher.memory.watch())
-        self._background.run(self._watch_devices())
+        self._background.run(self._setbacks.watch_devices())
 
     def call_later(
         self, delay_s: float, function: Callable[..., None], *arguments: object
@@ -115,7 +111,7 @@ class Lives:
 
     async def stop(self, timeout_s: float) -> None:
         """End every worker and the template: the idle ones by themselves, the rest killed."""
-        self.is_stopping = True
+        self._setbacks.is_stopping = True
         for slot in self.slots:
             slot.cancel_timers()
             if slot.process is None:
@@ -169,9 +165,9 @@ class Lives:
         self._clean(slot)
         if any(other.state in _AT_WORK for other in self.slots):
             # A task may have taken all the processes or the memory there are. It has a deadline.
-            self._back_off(slot)
+            self._setbacks.back_off(slot)
         else:
-            self._after_failed_start(slot, f"no worker could be made: {failed.message}")
+            self._setbacks.after_failed_start(slot, f"no worker could be made: {failed.message}")
 
     def worker_is_ready(self, slot: Slot, ready: wire.Ready) -> None:
         """Take the first message of a worker that ran @init."""
@@ -263,37 +259,14 @@ class Lives:
         if slot.exit_reason is ExitReason.TEMPLATE_DIED:
             self._launch(slot)
         elif slot.exit_reason is ExitReason.DEVICE_LOST:
-            self._after_failed_start(slot, "its device does not answer, or is gone")
+            self._setbacks.after_failed_start(slot, "its device does not answer, or is gone")
         elif slot.ready_s is None:
-            self._after_failed_start(slot, slot.last_failure or _told(slot, process, gone))
+            self._setbacks.after_failed_start(slot, slot.last_failure or _told(slot, process, gone))
         elif had_task or slot.was_useful(self._loop.time(), _LEAST_LIFE_S):
             slot.failures = 0
             self._launch(slot)
         else:
-            self._back_off(slot)
-
-    def _after_failed_start(self, slot: Slot, why: str) -> None:
-        if self.is_stopping:
-            return
-        if not self.first_ready.is_set():
-            self.is_stopping = True
-            what = why.partition("\n")[0].rstrip(":")  # the rest has been logged
-            self._events.on_broken(FirstInitError(f"the first worker did not become ready: {what}"))
-            return
-        assert slot.started_at is not None
-        took = datetime.now(timezone.utc) - slot.started_at
-        self.spend_budget(f"slot {slot.index}: {why}", took.total_seconds())
-        self._back_off(slot)
-
-    def _back_off(self, slot: Slot) -> None:
-        slot.cancel_timers()  # that of an @init which has ended would end the next one
-        slot.failures += 1
-        slot.move(SlotState.BACKING_OFF)
-        if self.is_stopping:
-            return
-        wait_s = RESTART_BACKOFF.wait_s(slot.failures)
-        logger.warning("Slot %d: next try in %.1f s", slot.index, wait_s)
-        slot.timer = self.call_later(wait_s, self._launch, slot)
+            self._setbacks.back_off(slot)
 
     def _clean(self, slot: Slot) -> None:
         """Remove the temporary files of the worker that is gone."""
@@ -305,50 +278,15 @@ class Lives:
         except RuntimeError as error:  # no thread can be started; the end of the service removes it
             logger.warning("The temporary files of worker %d stay for now: %s", slot, error)
 
-    def spend_budget(self, why: str, took_s: float) -> None:
-        """Count a failed start, which took so long; give up where it is one too many."""
-        if self._budget.spend(self._loop.time(), took_s):
-            self._break(
-                f"{self._budget.failures} starts of workers failed within "
-                f"{self._budget.window_s:g} s (OGPU_CRASH_BUDGET, OGPU_CRASH_WINDOW); "
-                f"the last, {why}"
-            )
-
     def on_unkillable(self, slot: Slot, process: WorkerProcess) -> None:
         self._events.on_lost(slot, process, wire.Gone(slot.index, slot.generation, None, None))
-        if self.is_stopping:
-            return
-        what = "what is in them does not end, though it was killed"
-        if not self.first_ready.is_set():
-            self.is_stopping = True
-            self._events.on_broken(FirstInitError(f"the first worker did not become ready: {what}"))
-        elif all(other.state is SlotState.UNKILLABLE for other in self.slots):
-            self._break(f"no slot is left to work with: {what}")
-
-    async def _watch_devices(self) -> None:
-        devices = DeviceFiles()
-        while not self.is_stopping:
-            await asyncio.sleep(LOOK_EVERY_S)
-            gone = devices.gone()
-            if gone and not self.is_stopping:
-                self._break(
-                    f"{', '.join(gone)}, which was here at the start, is gone; no new worker can "
-                    "cure that: make the container again, and look into the host's kernel log"
-                )
-
-    def _break(self, why: str) -> None:
-        """Give up: nothing is launched any more."""
-        self.is_stopping = True
-        for slot in self.slots:
-            if slot.state is SlotState.BACKING_OFF:
-                slot.cancel_timers()
-        self._events.on_broken(PoolBrokenError(why))
+        self._setbacks.note_unkillable()
 
     # --- another template (RenewalEvents)
 
     def on_template_lost(self) -> None:
         if not self.is_stopping:
-            self._background.run(self._renewal.replace_template())
+            self._renewal.begin()
 
     def launch_again(self, slot: Slot) -> None:
         if not self.is_stopping:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from ..backoff import Backoff
+from ..backoff import RESTART_BACKOFF
 from ..logger import logger
+from .background import Background
 from .deaths import Deaths
 from .launcher import Launcher
 from .slot import Slot, SlotState
@@ -44,13 +45,13 @@ class Renewal:
         slots: list[Slot],
         launcher: Launcher,
         deaths: Deaths,
-        backoff: Backoff,
+        background: Background,
         events: RenewalEvents,
     ) -> None:
         self._slots = slots
+        self._background = background
         self._launcher = launcher
         self._deaths = deaths
-        self._backoff = backoff
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._failures = 0  # templates in a row of which no worker became ready
@@ -60,19 +61,24 @@ class Renewal:
         """Take notice that a worker of the present template is ready."""
         self._failures = 0
 
-    async def replace_template(self) -> None:
+    def begin(self) -> None:
         """Make another template, and have its workers made."""
         logger.error("The template is gone, and its workers with it; another one is made")
+        # Which orders it had not carried out is known now alone: those that are given from here on
+        # wait for the next one, and given twice they would make two workers of one slot.
         starting = [s for s in self._slots if s.state is SlotState.STARTING]
         # Slots that were never ordered wait for the first worker to be ready.
         lost_orders = [s for s in starting if s.process is None and s.generation > 0]
+        self._background.run(self._replace(lost_orders))
+
+    async def _replace(self, lost_orders: list[Slot]) -> None:
         await self._deaths.end_with_template()
         self._failures += 1
         while not self._events.is_stopping:
             if self._failures > 1:
                 why = "the template, ended before any worker of it was ready"
                 self._events.spend_budget(why, self._loop.time() - self._began_s)
-                await asyncio.sleep(self._backoff.wait_s(self._failures - 1))
+                await asyncio.sleep(RESTART_BACKOFF.wait_s(self._failures - 1))
             if self._start():
                 break
             self._failures += 1
