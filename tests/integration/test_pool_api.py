@@ -204,7 +204,7 @@ def test_what_is_left_of_the_time_is_what_counts(start_server: StartServer, tmp_
 
 
 HISTOGRAMS = {
-    "ogpu_task_queue_seconds", "ogpu_task_run_seconds", "ogpu_init_seconds",
+    "ogpu_batch_size", "ogpu_task_queue_seconds", "ogpu_task_run_seconds", "ogpu_init_seconds",
     "ogpu_journal_commit_seconds", "ogpu_loop_lag_seconds",
 }  # fmt: skip
 COUNTERS = {"ogpu_tasks", "ogpu_worker_restarts", "ogpu_callback_attempts"}

@@ -44,18 +44,22 @@ class Line:
     def on_loaded(self) -> None:
         self.loads += 1
 
-    def add(self, size: int = 10) -> Task:
+    def add(self, size: int = 10, function: str = "f") -> Task:
         """Accept and queue a task, whose input is its own and has a size."""
         number = self.journal._last_number + 1
-        task = self.journal.accept("f", f"a{number}", f"{number:0{size}d}".encode(), None)
+        task = self.journal.accept(function, f"a{number}", f"{number:0{size}d}".encode(), None)
         self.queue.append(task)
         return task
+
+    def pop(self) -> Task | None:
+        """Take the task at the head; None: there is none, or its input is being read."""
+        return next(iter(self.queue.take(self.queue.heads()[:1])), None)
 
     async def take(self) -> Task:
         """Take the task at the head, with its input, as soon as that is there."""
         while True:
             loads = self.loads
-            task = self.queue.pop()
+            task = self.pop()
             if task is not None:
                 assert task.input is not None
                 assert int(task.input) == task.number
@@ -89,12 +93,12 @@ async def test_first_come_first_served_but_for_what_is_queued_again() -> None:
     async with line() as it:
         tasks = [it.add() for _ in range(4)]
         assert (len(it.queue), list(it.queue)) == (4, tasks)
-        assert it.queue.pop() is tasks[0]
+        assert it.pop() is tasks[0]
         assert tasks[0] not in it.queue
         it.queue.append_first(tasks[0])
         assert it.queue.remove(tasks[2])
         assert not it.queue.remove(tasks[2])
-        assert [it.queue.pop() for _ in range(4)] == [tasks[0], tasks[1], tasks[3], None]
+        assert [it.pop() for _ in range(4)] == [tasks[0], tasks[1], tasks[3], None]
         it.check_memory()
 
 
@@ -104,7 +108,7 @@ async def test_what_waits_too_long_expires() -> None:
     async with line(timeout_s=0.05) as it:
         taken, late, waited = it.add(), it.add(), it.add()
         it.queue.remove(waited)
-        assert it.queue.pop() is taken
+        assert it.pop() is taken
         it.queue.append(waited, waited_s=1000)  # before the front was restarted
         await until(lambda: it.expired, "one is expired")
         assert it.expired == [waited]
@@ -155,7 +159,7 @@ async def test_inputs_are_read_before_they_are_needed(monkeypatch: pytest.Monkey
             await it.journal.settle()
         assert it.queue._unloaded == 40
         for _ in range(50):
-            assert it.queue.pop() is not None
+            assert it.pop() is not None
             await it.journal.settle()  # a moment for the disk, as a task's run would be
 
 
@@ -206,7 +210,7 @@ async def test_tasks_that_leave_while_their_inputs_are_read(
     async with line() as it:
         task = it.add()
         await it.journal.settle()
-        assert it.queue.pop() is None  # a read is to begin
+        assert it.pop() is None  # a read is to begin
         assert it.queue.remove(task)
         await until(lambda: it.loads, "the read")
         assert it.lost == []
@@ -244,13 +248,47 @@ def test_the_queue_is_a_deque_whatever_is_in_memory(steps: list[tuple[str, int]]
                 it.check_memory()
             while model:
                 assert await it.take() is model.popleft()
-            assert it.queue.pop() is None
+            assert it.pop() is None
             assert (it.queue._loaded_bytes, it.queue._unloaded) == (0, 0)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(queue_module, "MEMORY_BYTES", 100)
         patch.setattr(queue_module, "_READ_TASKS", 3)
         on_loop(follow)()
+
+
+@on_loop
+async def test_functions_take_turns_in_the_order_of_their_first_tasks() -> None:
+    """Each function has a lane: a batch is taken from it, past those of others; order holds."""
+    async with line() as it:
+        a1, b1, a2, a3, b2 = (it.add(function=name) for name in "abaab")
+        assert it.queue.heads() == [a1, b1]
+        assert it.queue.first_of("a", 2) == [a1, a2]
+        assert it.queue.take([a1, a2]) == [a1, a2]
+        assert it.queue.heads() == [b1, a3]
+        it.queue.append_first(a1)
+        assert it.queue.heads() == [a1, b1]
+        assert list(it.queue) == [a1, b1, a3, b2]
+        assert it.queue.take([b1, b2]) == [b1, b2]
+        assert it.queue.heads() == [a1]
+        it.check_memory()
+
+
+@on_loop
+async def test_a_batch_ends_before_the_first_input_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is there is taken, in order; the rest waits, and is read."""
+    monkeypatch.setattr(queue_module, "MEMORY_BYTES", 1)
+    async with line() as it:
+        stored = [it.add() for _ in range(2)]
+        await it.journal.settle()
+        fresh = it.add()
+        it.queue.append_first(it.queue.take([fresh])[0])
+        assert it.queue.first_of("f", 3) == [fresh, *stored]
+        assert it.queue.take([fresh, *stored]) == [fresh]
+        assert await it.take() is stored[0]
+        it.check_memory()
 
 
 # --- arithmetic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, List  # noqa: UP035 - as sources of Python 3.8 have it
+
 import pytest
 from pydantic import BaseModel
 
@@ -71,6 +73,63 @@ def test_a_grace_is_a_number_of_seconds(grace: object) -> None:
     assert handler.get_handlers() == []
     ogpu.service.expose(grace=0)(predict)
     assert handler.registered()["predict"].grace_s == 0
+
+
+def test_a_batch_takes_and_returns_lists() -> None:
+    """The models are those of one item; the window is 0.01 s unless it is given."""
+
+    def embed(items: list[Model]) -> list[Model]:
+        return items
+
+    def old_names(items: List[Model]) -> List[Model]:  # noqa: UP006 - sources of Python 3.8
+        return items
+
+    ogpu.service.expose(batch_size=8)(embed)
+    ogpu.service.expose(batch_size=1, batch_window=0)(old_names)
+    assert handler.get_handlers() == [(embed, Model, Model), (old_names, Model, Model)]
+    assert handler.registered()["embed"].batching == handler.Batching(8, 0.01)
+    assert handler.registered()["old_names"].batching == handler.Batching(1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 to 1024"),
+        ({"batch_size": 1025}, "batch_size must be"),
+        ({"batch_size": 2.0}, "batch_size must be"),
+        ({"batch_size": True}, "batch_size must be"),
+        ({"batch_size": 2, "batch_window": -1}, "batch_window must be a number of seconds"),
+        ({"batch_size": 2, "batch_window": "1"}, "batch_window must be"),
+        ({"batch_window": 1}, "batch_window is of no use without batch_size"),
+    ],
+)
+def test_bad_numbers_of_a_batch_are_value_errors(options: Any, says: str) -> None:
+    def embed(items: list[Model]) -> list[Model]:
+        return items
+
+    with pytest.raises(ValueError, match=f"`embed`: {says}"):
+        ogpu.service.expose(**options)(embed)
+    assert handler.get_handlers() == []
+
+
+def test_lists_go_with_a_batch_size_and_models_without() -> None:
+    def takes_one(item: Model) -> Model:
+        return item
+
+    def returns_one(items: list[Model]) -> Model:
+        return items[0]
+
+    def takes_names(items: list[str]) -> list[Model]:
+        return [Model(text=item) for item in items]
+
+    def takes_lists(items: list[Model]) -> list[Model]:
+        return items
+
+    for function in (takes_one, returns_one, takes_names):
+        with pytest.raises(TypeError, match=r"has a batch_size: it must take a list\[...\]"):
+            ogpu.service.expose(batch_size=2)(function)
+    with pytest.raises(TypeError, match=r"must be a subclass of pydantic\.BaseModel"):
+        ogpu.service.expose()(takes_lists)
 
 
 def test_expose_without_parentheses_says_what_to_write() -> None:
@@ -187,6 +246,7 @@ def test_everything_public_is_listed() -> None:
         "RecycleWorker",
         "TaskTimeout",
         "current_task",
+        "current_tasks",
         "expose",
         "init",
         "logger",

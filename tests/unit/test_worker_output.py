@@ -39,7 +39,7 @@ class Talk(logging.Handler):
         reader, self.writer = os.pipe()
         fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.output = WorkerOutput(reader, 0, lambda _, line: self.told.append(line))
-        self.output.begin_task(TASK)
+        self.output.begin_tasks((TASK,))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.logged.append(record)
@@ -52,7 +52,7 @@ class Talk(logging.Handler):
             self.output.drain()
 
     def end(self) -> str | None:
-        self.output.end_task(read_first=True)
+        self.output.end_tasks(read_first=True)
         return self.output.tail()
 
     @property
@@ -246,7 +246,7 @@ async def test_a_line_without_an_end_is_the_tasks_that_began_it() -> None:
     with talking() as talk:
         talk.say(b"no end")
         assert talk.end() == "no end"
-        talk.output.begin_task(Task(2, "id", "talk", "b", None))
+        talk.output.begin_tasks((Task(2, "id", "talk", "b", None),))
         talk.say(b"\nnext\n")
         assert talk.end() == "\nnext"
         assert [record.task_address for record in talk.logged] == ["a", "b", "b"]

@@ -18,7 +18,7 @@ import os
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from . import config
-from .context import RecycleWorker, TaskTimeout, current_task
+from .context import RecycleWorker, TaskTimeout, current_task, current_tasks
 from .decorators import expose, init
 from .logger import logger
 from .server import start
@@ -37,6 +37,7 @@ __all__ = [
     "TaskTimeout",
     "__version__",
     "current_task",
+    "current_tasks",
     "expose",
     "init",
     "logger",

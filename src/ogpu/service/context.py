@@ -1,7 +1,7 @@
 """What a handler may use while it runs: ``current_task()``, ``RecycleWorker``, ``TaskTimeout``.
 
-Runs in a worker. A worker runs one task at a time, so that this is a fact about the process, and
-any thread that the handler starts may ask for it.
+Runs in a worker. A worker runs one task, or one batch, at a time, so that this is a fact about the
+process, and any thread that the handler starts may ask for it.
 """
 
 from __future__ import annotations
@@ -95,29 +95,46 @@ class CurrentTask:
         self._report(float(min(max(fraction, 0), 1)), message)
 
 
-_current: CurrentTask | None = None
+_current: list[CurrentTask] = []
+_is_batch = False
 
 
 def current_task() -> CurrentTask:
     """Return the task that runs in this worker.
 
     Raises:
-        NoCurrentTaskError: none does: this is @init, the import of the source, or another process.
+        NoCurrentTaskError: none does: this is @init, the import of the source, or another process;
+            or a batch runs, of which ``current_tasks()`` tells.
 
     Example:
         >>> key = f"uploads/{ogpu.service.current_task().address}.png"
     """
-    if _current is None:
+    if not _current:
         raise NoCurrentTaskError(
             "no task runs here: current_task() is for handlers, and for what they call"
         )
-    return _current
+    if _is_batch:
+        raise NoCurrentTaskError(
+            "a batch runs here: current_tasks() returns its tasks, in the order of the inputs"
+        )
+    return _current[0]
 
 
-def set_current_task(task: CurrentTask | None) -> None:
-    """Say which task runs in this process (called by the worker's loop)."""
-    global _current  # noqa: PLW0603 - a fact about the process
-    _current = task
+def current_tasks() -> list[CurrentTask]:
+    """Return the tasks of the batch that runs in this worker, in the order of its inputs.
+
+    In a handler without ``batch_size`` that is the one task; where none runs the list is empty.
+
+    Example:
+        >>> for task, item in zip(ogpu.service.current_tasks(), items): ...
+    """
+    return list(_current)
+
+
+def set_current_tasks(tasks: list[CurrentTask], *, is_batch: bool = False) -> None:
+    """Say which tasks run in this process (called by the worker's loop)."""
+    global _current, _is_batch
+    _current, _is_batch = tasks, is_batch
 
 
 class TaskTimeout(BaseException):

@@ -9,19 +9,25 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, TypeGuard, TypeVar, get_type_hints
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
 from .config import MAX_TIMEOUT_S
-from .handler import Handler, add_init_handler, register, registered
+from .handler import Batching, Handler, add_init_handler, register, registered
 from .logger import logger
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+MAX_BATCH_SIZE = 1024
+DEFAULT_BATCH_WINDOW_S = 0.01
 
 
 def expose(
-    timeout: float | None = None, *, grace: float | None = None
+    timeout: float | None = None,
+    *,
+    grace: float | None = None,
+    batch_size: int | None = None,
+    batch_window: float | None = None,
 ) -> Callable[[AnyFunction], AnyFunction]:
     """Mark a function as a handler: its name becomes the ``function`` of tasks.
 
@@ -31,25 +37,38 @@ def expose(
         grace: seconds between the deadline, at which ``TaskTimeout`` is raised in the handler so
             that it can clean up, and the kill. None: ``OGPU_KILL_GRACE``, which is 0 (the handler
             is not asked).
+        batch_size: the function takes a list of inputs, so many at most, and returns a list of
+            outputs in their order. Tasks that wait are run together; each keeps its own address,
+            state and result. An output that is an exception instance fails its own task. What the
+            function raises, and a list of another length, fail the batch; the timeout is the
+            batch's. When a batch kills its worker, its tasks are run again one at a time.
+        batch_window: seconds that a task waits for others while a worker is free, until there are
+            ``batch_size``. None: 0.01.
 
     Raises:
-        TypeError: the function does not take exactly one pydantic model and return one.
-        ValueError: the name is taken, the timeout is not a positive number, or the grace is
-            negative.
+        TypeError: the function does not take exactly one pydantic model and return one (with
+            ``batch_size``: a list of one, and a list of the other).
+        ValueError: the name is taken, or a number is out of its range.
 
     Example:
         >>> @ogpu.service.expose(timeout=30)
         ... def predict(data: Input) -> Output:
         ...     return Output(label=model(data.text))
+
+        >>> @ogpu.service.expose(timeout=30, batch_size=8)
+        ... def embed(items: list[Input]) -> list[Output]:
+        ...     vectors = model.encode([item.text for item in items])
+        ...     return [Output(vector=vector) for vector in vectors]
     """
 
     def decorator(function: AnyFunction) -> AnyFunction:
         name = function.__name__
         if name in registered():
             raise ValueError(f"A handler named `{name}` is already registered.")
-        input_model, output_model = _models_of(function)
+        batching = _checked_batching(name, batch_size, batch_window)
+        input_model, output_model = _models_of(function, are_lists=batching is not None)
         timeout_s, grace_s = _checked_timeout(name, timeout), _checked_grace(name, grace)
-        register(Handler(function, input_model, output_model, timeout_s, grace_s))
+        register(Handler(function, input_model, output_model, timeout_s, grace_s, batching))
         return function
 
     if inspect.isroutine(timeout):
@@ -89,7 +108,9 @@ def init() -> Callable[[AnyFunction], AnyFunction]:
     return decorator
 
 
-def _models_of(function: Callable[..., Any]) -> tuple[type[BaseModel], type[BaseModel]]:
+def _models_of(
+    function: Callable[..., Any], *, are_lists: bool
+) -> tuple[type[BaseModel], type[BaseModel]]:
     """Read the input and the output model off a handler's annotations."""
     name = function.__name__
     parameters = list(inspect.signature(function).parameters.values())
@@ -102,11 +123,22 @@ def _models_of(function: Callable[..., Any]) -> tuple[type[BaseModel], type[Base
         raise TypeError(f"Function `{name}` must have a return type.")
     input_model = hints.get(parameters[0].name)
     output_model = hints["return"]
+    if are_lists:
+        input_model, output_model = _item_of(input_model), _item_of(output_model)
+        if not (_is_model(input_model) and _is_model(output_model)):
+            raise TypeError(
+                f"Function `{name}` has a batch_size: it must take a list[...] of a subclass of "
+                "pydantic.BaseModel and return a list[...] of one"
+            )
     if not _is_model(input_model):
         raise TypeError(f"Input to `{name}` must be a subclass of pydantic.BaseModel")
     if not _is_model(output_model):
         raise TypeError(f"Return type of `{name}` must be a subclass of pydantic.BaseModel")
     return input_model, output_model
+
+
+def _item_of(annotation: object) -> object:
+    return get_args(annotation)[0] if get_origin(annotation) is list else None
 
 
 def _is_model(candidate: object) -> TypeGuard[type[BaseModel]]:
@@ -135,6 +167,25 @@ def _checked_grace(name: str, grace: object) -> float | None:
             f"(got {grace!r}); leave it out, or pass None, for OGPU_KILL_GRACE."
         )
     return seconds
+
+
+def _checked_batching(name: str, size: object, window: object) -> Batching | None:
+    if size is None:
+        if window is not None:
+            raise ValueError(f"Function `{name}`: batch_window is of no use without batch_size.")
+        return None
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_BATCH_SIZE:
+        raise ValueError(
+            f"Function `{name}`: batch_size must be a whole number from 1 to {MAX_BATCH_SIZE} "
+            f"(got {size!r})."
+        )
+    window_s = DEFAULT_BATCH_WINDOW_S if window is None else _seconds(window)
+    if window_s is None:
+        raise ValueError(
+            f"Function `{name}`: batch_window must be a number of seconds, 0 or more, ten years at "
+            f"most (got {window!r})."
+        )
+    return Batching(size, window_s)
 
 
 def _seconds(value: object) -> float | None:

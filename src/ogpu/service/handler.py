@@ -18,14 +18,26 @@ InitFunction = Callable[[], Any]
 
 
 @dataclass(frozen=True)
+class Batching:
+    """How many tasks a handler takes at once, at most, and for how long the first one waits."""
+
+    size: int
+    window_s: float
+
+
+@dataclass(frozen=True)
 class Handler:
-    """A function of the source that runs tasks: one pydantic model in, one out."""
+    """A function of the source that runs tasks: one pydantic model in, one out.
+
+    With ``batching`` it takes a list of the one, and returns a list of the other, as long.
+    """
 
     function: HandlerFunction
     input_model: type[BaseModel]
     output_model: type[BaseModel]
     timeout_s: float | None = None
     grace_s: float | None = None
+    batching: Batching | None = None
     is_async: bool = field(init=False)
 
     def __post_init__(self) -> None:

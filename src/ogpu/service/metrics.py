@@ -29,6 +29,7 @@ _TASK_BUCKETS_S = (
     0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 12 * 3600,
 )  # fmt: skip
 _SHORT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _LAG_EVERY_S = 0.25
 _End = tuple[str, TaskState, str]  # function, state, reason
 
@@ -62,6 +63,12 @@ class Metrics:
         )
         self._run_s = self._histogram(
             "ogpu_task_run_seconds", "How long tasks ran", _TASK_BUCKETS_S, ("function",)
+        )
+        self._batch_size = self._histogram(
+            "ogpu_batch_size",
+            "How many tasks were run together, of handlers with a batch_size",
+            _BATCH_SIZES,
+            ("function",),
         )
         self._restarts = Counter(
             "ogpu_worker_restarts",
@@ -120,6 +127,10 @@ class Metrics:
             if started_at is not None and finished_at is not None:
                 took_s = (finished_at - started_at).total_seconds()
                 self._run_s.labels(function).observe(took_s)
+
+    def on_batch(self, function: str, size: int) -> None:
+        """Count tasks that are run together."""
+        self._batch_size.labels(function).observe(size)
 
     def on_commit(self, took_s: float) -> None:
         """Count a commit of the journal."""

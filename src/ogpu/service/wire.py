@@ -29,7 +29,7 @@ from pydantic_core import from_json, to_json
 
 from .errors import WireError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 _LENGTHS = struct.Struct("!II")
 # A header holds names, numbers and at most a traceback that was cut to MAX_TEXT_CHARS.
@@ -135,6 +135,9 @@ class Gone:
 class Run:
     """Run a task; the payload is its input. ``run`` numbers the order, so that answers match.
 
+    Orders of one batch come one after the other; ``more`` says how many of them follow. Each is
+    answered by itself.
+
     The deadline comes twice, or not at all: in seconds since 1970, as it is shown, and on the
     monotonic clock, which is one for the whole machine, to count down by.
     """
@@ -146,6 +149,7 @@ class Run:
     deadline_at: float | None
     deadline_s: float | None
     may_be_asked: bool  # there is a grace after the deadline
+    more: int = 0
 
 
 # --- worker → front

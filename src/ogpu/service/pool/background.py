@@ -25,6 +25,13 @@ class Background:
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 
+    def call_later(
+        self, delay_s: float, function: Callable[..., None], *arguments: object
+    ) -> asyncio.TimerHandle:
+        """Call a function later, guarded."""
+        loop = asyncio.get_running_loop()
+        return loop.call_later(delay_s, self.guard, function, *arguments)
+
     def guard(self, function: Callable[..., None], *arguments: object) -> None:
         """Call a callback of the event loop, which would only log what it raises."""
         try:

@@ -104,7 +104,7 @@ class Deaths:
         slot.exit_reason = reason
         slot.cancel_timers()
         slot.move(SlotState.STOPPING)
-        self._loop.call_later(GONE_LIMIT_S, self._background.guard, self._on_not_gone, process)
+        self._background.call_later(GONE_LIMIT_S, self._on_not_gone, process)
 
     async def _kill_with_stacks(self, process: WorkerProcess, then: OnStacks) -> None:
         try:
@@ -149,9 +149,7 @@ class Deaths:
     def channel_is_closed(self, process: WorkerProcess) -> None:
         """Wait for its end, which is near if the worker is dying; otherwise kill it."""
         if self._living(process) is not None:
-            self._loop.call_later(
-                CHANNEL_GRACE_S, self._background.guard, self._kill_unreachable, process
-            )
+            self._background.call_later(CHANNEL_GRACE_S, self._kill_unreachable, process)
 
     def _kill_unreachable(self, process: WorkerProcess) -> None:
         slot = self._living(process)

@@ -1,15 +1,16 @@
-"""The dispatcher: gives queued tasks to ready workers, and keeps their clocks.
+"""The dispatcher: gives queued tasks to ready workers, one or a batch, and keeps their clocks.
 
 Runs in the front, on its event loop; the supervisor owns it, and tells it what workers answer.
 
-1. A slot is ready, a task at the head of the queue: its clock starts, the worker gets the order,
-   and that it runs is recorded. One task a worker at a time.
+1. A slot is ready, and there is a task, or a batch, to run (``batches.py``): the clock starts, the
+   worker gets its orders, and that they run is recorded.
 2. A task that an earlier front may have been killed by is recorded as running first, and given out
    when that is on the disk: otherwise one that kills the front at once would do so for ever, since
    no start would know that it ran.
 3. The deadline passes, or somebody cancels: the worker is killed, and the task's end is recorded
    with what it was doing then. What it still answers is dropped. Where there is a grace, the
-   handler is asked to stop first.
+   handler is asked to stop first. The deadline is that of the whole batch; of a batch of which one
+   task is cancelled, the others run again.
 4. A task has waited in the queue for too long: it expires.
 """
 
@@ -22,10 +23,14 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from .. import wire
+from ..config import Settings
 from ..errors import JournalError
+from ..handler import Handler
 from ..journal import Journal
+from ..metrics import Metrics
 from ..task import Outcome, Task
 from .background import Background
+from .batches import Batches
 from .estimate import Estimate
 from .evidence import cancelled, cancelled_in_queue, expired, input_lost, timed_out
 from .lives import Lives
@@ -33,33 +38,36 @@ from .process import WorkerProcess
 from .queue import TaskQueue
 from .slot import ExitReason, Slot, SlotState
 
-# Of a task, what it printed last, and what its threads were doing.
-OutcomeOfKilled = Callable[[Task, str | None, str | None], Outcome]
+# Of a task, what it printed last, and what its threads were doing. None: it is to run again.
+OutcomeOfKilled = Callable[[Task, str | None, str | None], Outcome | None]
 
 
 class Dispatcher:
-    """Owns the queue. ``on_freed`` is called when there is a task less, by no answer.
-
-    ``limits_s``: how long a task may wait, and the grace of each function after its deadline.
-    """
+    """Owns the queue. ``on_freed`` is called when there is a task less, by no answer."""
 
     def __init__(
         self,
         lives: Lives,
         journal: Journal,
         background: Background,
-        estimate: Estimate,
-        limits_s: tuple[float | None, dict[str, float]],
+        meters: tuple[Metrics, Estimate],
+        rules: tuple[Settings, dict[str, Handler]],
         on_freed: Callable[[], None],
     ) -> None:
+        settings, handlers = rules
         self.is_closed = False  # nothing more is given out
         self._lives = lives
         self._journal = journal
         self._background = background
-        self._estimate = estimate
-        self._queue_timeout_s, self._graces_s = limits_s
+        self._metrics, self._estimate = meters
+        self._queue_timeout_s = settings.queue_timeout
+        self._graces_s = {
+            name: settings.kill_grace if handler.grace_s is None else handler.grace_s
+            for name, handler in handlers.items()
+        }
         self._on_freed = on_freed
-        self.queue = TaskQueue(journal, background, self._queue_timeout_s, self)
+        self.queue = TaskQueue(journal, background, settings.queue_timeout, self)
+        self._batches = Batches(self.queue, handlers, background, self.dispatch)
         self._runs = 0
         self._to_be_stored: set[int] = set()  # numbers of tasks of an earlier front
         journal.on_stored(self.queue.on_stored)
@@ -78,37 +86,45 @@ class Dispatcher:
         self.queue.append(task, waited_s=waited_s)
         self.dispatch()
 
-    def submit_first(self, task: Task) -> None:
-        """Queue a task again, first in line."""
-        self.queue.append_first(task)
+    def submit_first(self, tasks: list[Task]) -> None:
+        """Queue tasks again, first in line, in their order."""
+        for task in reversed(tasks):
+            self.queue.append_first(task)
         self.dispatch()
+
+    def submit_alone(self, tasks: list[Task]) -> None:
+        """Queue tasks again, each to be run alone: their batch has killed its worker."""
+        self._batches.separate(tasks)
+        self.submit_first(tasks)
 
     async def cancel(self, task: Task) -> None:
         """End a task that has not ended: take it out of the queue, or kill its worker.
 
-        Where its worker is being killed already, for its deadline, wait until that is recorded.
+        Where its worker is being killed already, wait until that is recorded: for its deadline, so
+        that it has ended; or for another task of the same batch, so that it is in the queue again.
         """
-        slot = self.slot_of(task)
-        if slot is None:
-            self.queue.remove(task)
-            self._journal.finish(task, cancelled_in_queue(task))
-            self._on_freed()
-            return
-        process = slot.process
-        assert process is not None
-        if slot.state is SlotState.BUSY:
-            self._cut_short(slot, task, cancelled, ExitReason.CANCELLED)
-        elif process.settled.is_set():  # its worker ends for another reason
-            self._finish_cut_short(slot, task, cancelled, None)
-        await process.settled.wait()
+        while not task.state.is_terminal:
+            slot = self.slot_of(task)
+            if slot is None:
+                self.queue.remove(task)
+                self.finish(task, cancelled_in_queue(task))
+                self._on_freed()
+                return
+            process = slot.process
+            assert process is not None
+            if slot.state is SlotState.BUSY:
+                self._cut_short(slot, self._cancelled_one(task), ExitReason.CANCELLED)
+            elif process.settled.is_set():  # its worker ends for another reason
+                self._finish_cut_short(slot, self._cancelled_one(task), None)
+            await process.settled.wait()
 
     def on_expired(self, task: Task) -> None:
         assert self._queue_timeout_s is not None
-        self._journal.finish(task, expired(task, self._queue_timeout_s))
+        self.finish(task, expired(task, self._queue_timeout_s))
         self._on_freed()
 
     def on_input_lost(self, task: Task) -> None:
-        self._journal.finish(task, input_lost(task))
+        self.finish(task, input_lost(task))
         self._on_freed()
 
     def on_loaded(self) -> None:
@@ -126,114 +142,155 @@ class Dispatcher:
             return
         for slot in self._lives.slots:
             if slot.state is SlotState.READY:
-                task = self.queue.pop()
-                if task is None:
+                tasks = self._batches.take()
+                if not tasks:
                     return
-                self._give(slot, task)
+                self._give(slot, tasks)
 
-    def _give(self, slot: Slot, task: Task) -> None:
+    def _give(self, slot: Slot, tasks: list[Task]) -> None:
         process = slot.process
         assert process is not None
-        assert task.input is not None
         slot.move(SlotState.BUSY)
-        slot.task = task
-        self._runs += 1
-        slot.run = self._runs
-        process.output.begin_task(task)
+        process.output.begin_tasks(tuple(tasks))
         started_at = datetime.now(timezone.utc)
+        timeout_s = tasks[0].timeout_s
         deadline_at = deadline_s = None
-        if task.timeout_s is not None:
-            deadline_at = started_at.timestamp() + task.timeout_s
-            deadline_s = slot.deadline_s = time.monotonic() + task.timeout_s
-            self._set_timer(slot, task.timeout_s)
+        if timeout_s is not None:
+            deadline_at = started_at.timestamp() + timeout_s
+            deadline_s = slot.deadline_s = time.monotonic() + timeout_s
+            self._set_timer(slot, timeout_s)
         slot.was_asked = False
+        slot.given = len(tasks)
+        orders = [
+            self._order(task, deadline_at, deadline_s, more)
+            for more, task in zip(range(len(tasks) - 1, -1, -1), tasks, strict=True)
+        ]
+        slot.tasks = {order.run: task for (order, _), task in zip(orders, tasks, strict=True)}
+        if self._batches.has(tasks[0].function):
+            self._metrics.on_batch(tasks[0].function, len(tasks))
+        unsure = self._to_be_stored.intersection(task.number for task in tasks)
+        if unsure:
+            self._to_be_stored -= unsure
+            process.orders_unread = True  # until they are sent
+            self._background.run(self._send_when_stored(slot, process, orders, tasks))
+        else:
+            # The clocks were read before the worker can begin; what is recorded may come after.
+            process.send(orders)
+        for task in tasks:
+            self._journal.start(task, process.reference, started_at)
+
+    def _order(
+        self, task: Task, deadline_at: float | None, deadline_s: float | None, more: int
+    ) -> tuple[wire.Run, bytes]:
+        assert task.input is not None
+        self._runs += 1
         order = wire.Run(
-            slot.run,
+            self._runs,
             task.function,
             task.address,
             task.attempt,
             deadline_at,
             deadline_s,
-            may_be_asked=self._graces_s[task.function] > 0,
+            self._graces_s[task.function] > 0,
+            more,
         )
-        if task.number in self._to_be_stored:
-            self._to_be_stored.discard(task.number)
-            process.orders_unread = True  # until it is sent
-            self._journal.start(task, process.reference, started_at)
-            self._background.run(self._send_when_stored(slot, process, order, task))
-        else:
-            # The clocks were read before the worker can begin; what is recorded may come after.
-            process.send(order, task.input)
-            self._journal.start(task, process.reference, started_at)
+        return order, task.input
 
     async def _send_when_stored(
-        self, slot: Slot, process: WorkerProcess, order: wire.Run, task: Task
+        self,
+        slot: Slot,
+        process: WorkerProcess,
+        orders: list[tuple[wire.Run, bytes]],
+        tasks: list[Task],
     ) -> None:
-        # A disk that takes nothing must not stop what was accepted: it says so itself.
-        with contextlib.suppress(JournalError):
-            await self._journal.stored(task)
-        if slot.task is task and slot.run == order.run and task.input is not None:
+        for task in tasks:
+            # A disk that takes nothing must not stop what was accepted: it says so itself.
+            with contextlib.suppress(JournalError):
+                await self._journal.stored(task)
+        # They may have been cut short meanwhile. What was cancelled took its batch with it.
+        if [order.run for order, _ in orders] == list(slot.tasks):
             process.orders_unread = False
-            process.send(order, task.input)
+            process.send(orders)
 
-    # --- taking it back
+    # --- taking them back
 
     def slot_of(self, task: Task) -> Slot | None:
         """Return the slot that runs a task."""
-        return next((slot for slot in self._lives.slots if slot.task is task), None)
+        return next((slot for slot in self._lives.slots if task in slot.tasks.values()), None)
 
-    def take_back(self, slot: Slot) -> Task | None:
-        """Free a slot of its task, which is about to end or to be queued again."""
-        task, slot.task = slot.task, None
+    def take_back(self, slot: Slot, run: int) -> Task:
+        """Free a slot of a task that is about to end."""
+        task = slot.tasks.pop(run)
+        if not slot.tasks:
+            self._stop_clock(slot)
+        return task
+
+    def take_back_all(self, slot: Slot) -> list[Task]:
+        """Free a slot of its tasks, which are about to end or to be queued again."""
+        tasks, slot.tasks = list(slot.tasks.values()), {}
+        self._stop_clock(slot)
+        return tasks
+
+    @staticmethod
+    def _stop_clock(slot: Slot) -> None:
         if slot.deadline_timer is not None:
             slot.deadline_timer.cancel()
             slot.deadline_timer = None
-        return task
 
-    def finish(self, task: Task, outcome: Outcome) -> None:
-        """Record how a task ended that a worker was given."""
+    def finish(self, task: Task, outcome: Outcome, given: int = 1) -> None:
+        """Record how a task ended; ``given``: how many ran together."""
         self._journal.finish(task, outcome)
+        self._batches.forget(task)
         if task.started_at is not None and task.finished_at is not None:
-            self._estimate.note_run((task.finished_at - task.started_at).total_seconds())
+            took_s = (task.finished_at - task.started_at).total_seconds()
+            self._estimate.note_run(took_s / given)
+
+    # --- deadlines and cancels
 
     def _set_timer(self, slot: Slot, delay_s: float) -> None:
-        slot.deadline_timer = self._lives.call_later(delay_s, self._on_deadline, slot)
+        slot.deadline_timer = self._background.call_later(delay_s, self._on_deadline, slot)
 
     def _on_deadline(self, slot: Slot) -> None:
         remaining_s = slot.deadline_s - time.monotonic()
         if remaining_s > 0:  # the loop's clock stands still during a step, so its timers are early
             self._set_timer(slot, remaining_s)
             return
-        task, process = slot.task, slot.process
-        assert task is not None
+        process = slot.process
         assert process is not None
-        grace_s = 0.0 if slot.was_asked else self._graces_s[task.function]
+        function = next(iter(slot.tasks.values())).function
+        grace_s = 0.0 if slot.was_asked else self._graces_s[function]
         if grace_s > 0:
             slot.was_asked = True
             slot.deadline_s += grace_s
             process.ask()
             self._set_timer(slot, grace_s)
         else:
-            self._cut_short(slot, task, timed_out, ExitReason.TIMED_OUT)
+            self._cut_short(slot, timed_out, ExitReason.TIMED_OUT)
 
-    def _cut_short(
-        self,
-        slot: Slot,
-        task: Task,
-        outcome: OutcomeOfKilled,
-        reason: ExitReason,
-    ) -> None:
-        """Kill the worker of a running task, and record the end of that with what it was doing."""
+    @staticmethod
+    def _cancelled_one(one: Task) -> OutcomeOfKilled:
+        def outcome(task: Task, output: str | None, stack: str | None) -> Outcome | None:
+            return cancelled(task, output, stack) if task is one else None
+
+        return outcome
+
+    def _cut_short(self, slot: Slot, outcome: OutcomeOfKilled, reason: ExitReason) -> None:
+        """Kill the worker of running tasks, and record their ends with what it was doing."""
         slot.cancel_timers()
-        record = functools.partial(self._finish_cut_short, slot, task, outcome)
+        record = functools.partial(self._finish_cut_short, slot, outcome)
         self._lives.end_worker(slot, reason, then=record)
 
-    def _finish_cut_short(
-        self, slot: Slot, task: Task, outcome: OutcomeOfKilled, stack: str | None
-    ) -> None:
+    def _finish_cut_short(self, slot: Slot, outcome: OutcomeOfKilled, stack: str | None) -> None:
         process = slot.process
         assert process is not None
         process.output.drain()
-        self.take_back(slot)
-        self.finish(task, outcome(task, process.output.tail(), stack))
+        again = []
+        for task in self.take_back_all(slot):
+            end = outcome(task, process.output.tail(), stack)
+            if end is None:
+                self._journal.requeue(task, is_loss=False)
+                again.append(task)
+            else:
+                self.finish(task, end, slot.given)
+        self.submit_first(again)
         self._on_freed()

@@ -15,6 +15,7 @@ from ..logger import logger
 from ..task import Task
 
 OnLine = Callable[[Task, str], None]
+Tasks = tuple[Task, ...]  # whose output it is: one, those of a batch, or none
 
 MAX_LINE_CHARS = 8 * 1024  # of a line that is told, or kept; the log has it whole
 # The allowance of a second. Each of both takes about 2 % of a core, if it is used up.
@@ -32,14 +33,14 @@ class LineLog:
         self._second: asyncio.TimerHandle | None = None  # begins with a line, not with the clock
         self._lines_left, self._chars_left = MAX_LINES_PER_S, MAX_CHARS_PER_S
         self._dropped_lines = 0
-        self._dropped_of: Task | None = None
+        self._dropped_of: Tasks = ()
 
     @property
     def is_exhausted(self) -> bool:
         """True when nothing more may be logged in this second."""
         return self._lines_left <= 0 or self._chars_left <= 0
 
-    def take(self, data: bytes, task: Task | None) -> None:
+    def take(self, data: bytes, tasks: Tasks) -> None:
         """Log the complete lines of ``data``, or count them."""
         if self._second is None:
             self._second = self._loop.call_later(1.0, self._end_second)
@@ -48,9 +49,9 @@ class LineLog:
             end = data.find(b"\n", begin)
             if end < 0:
                 return
-            self._take_line(data[begin:end], task)
+            self._take_line(data[begin:end], tasks)
             begin = end + 1
-        self._drop(data.count(b"\n", begin), task)
+        self._drop(data.count(b"\n", begin), tasks)
 
     def close(self) -> None:
         """Say what is left to be said."""
@@ -58,24 +59,24 @@ class LineLog:
             self._second.cancel()
             self._end_second()
 
-    def _take_line(self, line: bytes, task: Task | None) -> None:
+    def _take_line(self, line: bytes, tasks: Tasks) -> None:
         level, text = decode_line(line)
         parts = text.splitlines() or [""]
         if len(parts) > self._lines_left:
-            self._drop(len(parts) - self._lines_left, task)
+            self._drop(len(parts) - self._lines_left, tasks)
             parts = parts[: self._lines_left]
             text = "\n".join(parts)
         self._lines_left -= len(parts)
         self._chars_left -= len(text)
-        if task is not None:
+        for task in tasks:
             for part in parts:
                 self._on_line(task, part[:MAX_LINE_CHARS])
-        self._log(level, text, task)
+        self._log(level, text, tasks)
 
-    def _drop(self, lines: int, task: Task | None) -> None:
+    def _drop(self, lines: int, tasks: Tasks) -> None:
         if lines:
             self._dropped_lines += lines
-            self._dropped_of = task
+            self._dropped_of = tasks
 
     def _end_second(self) -> None:
         self._second = None
@@ -87,10 +88,12 @@ class LineLog:
                 f"lines or {MAX_CHARS_PER_S // 1000_000} MB in a second)",
                 self._dropped_of,
             )
-        self._dropped_lines, self._dropped_of = 0, None
+        self._dropped_lines, self._dropped_of = 0, ()
 
-    def _log(self, level: int, text: str, task: Task | None) -> None:
-        address = None if task is None else task.address
+    def _log(self, level: int, text: str, tasks: Tasks) -> None:
+        address = tasks[0].address if tasks else None
+        if len(tasks) > 1:
+            address = f"{address} +{len(tasks) - 1}"
         logger.log(level, "%s", text, extra={"slot": self._slot, "task_address": address})
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Protocol
 
@@ -103,12 +102,6 @@ class Lives:
         self._background.run(self._launcher.memory.watch())
         self._background.run(self._setbacks.watch_devices())
 
-    def call_later(
-        self, delay_s: float, function: Callable[..., None], *arguments: object
-    ) -> asyncio.TimerHandle:
-        """Call a function later, guarded."""
-        return self._loop.call_later(delay_s, self.guard, function, *arguments)
-
     async def stop(self, timeout_s: float) -> None:
         """End every worker and the template: the idle ones by themselves, the rest killed."""
         self._setbacks.is_stopping = True
@@ -155,7 +148,9 @@ class Lives:
         if self.is_stopping:
             self.end_worker(slot, ExitReason.SHUT_DOWN)
         elif self._settings.init_timeout is not None:
-            slot.timer = self.call_later(self._settings.init_timeout, self._on_init_timeout, slot)
+            slot.timer = self._background.call_later(
+                self._settings.init_timeout, self._on_init_timeout, slot
+            )
 
     def on_launch_failed(self, failed: wire.LaunchFailed) -> None:
         slot = self.slots[failed.slot]
@@ -251,7 +246,7 @@ class Lives:
 
     def on_buried(self, slot: Slot, process: WorkerProcess, gone: wire.Gone) -> None:
         self._clean(slot)
-        had_task = slot.task is not None and not process.orders_unread
+        had_task = bool(slot.tasks) and not process.orders_unread
         self._events.on_lost(slot, process, gone)
         if self.is_stopping:
             return

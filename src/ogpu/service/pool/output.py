@@ -20,8 +20,7 @@ import termios
 from collections import deque
 from typing import ClassVar
 
-from ..task import Task
-from .line_log import MAX_LINE_CHARS, LineLog, OnLine, decode_line
+from .line_log import MAX_LINE_CHARS, LineLog, OnLine, Tasks, decode_line
 
 _READ_BYTES = 64 * 1024  # what a pipe holds
 MAX_LINE_BYTES = 128 * 1024  # a longer line comes out in pieces
@@ -43,7 +42,7 @@ class WorkerOutput:
     def __init__(self, output_fd: int, slot: int, on_line: OnLine) -> None:
         self._fd = output_fd
         self._log = LineLog(slot, on_line)
-        self._task: Task | None = None
+        self._tasks: Tasks = ()
         self._partial = b""
         self._kept: deque[bytes] = deque(maxlen=KEPT_LINES)
         self._pause: asyncio.TimerHandle | None = None
@@ -51,13 +50,13 @@ class WorkerOutput:
         os.set_blocking(output_fd, False)
         self._loop.add_reader(output_fd, self._on_readable)
 
-    def begin_task(self, task: Task) -> None:
-        """Attribute what comes from now on to a task."""
+    def begin_tasks(self, tasks: Tasks) -> None:
+        """Attribute what comes from now on to a task, or to all those of a batch."""
         self._end_line()
         self._kept.clear()
-        self._task = task
+        self._tasks = tasks
 
-    def end_task(self, *, read_first: bool) -> None:
+    def end_tasks(self, *, read_first: bool) -> None:
         """Let what comes from now on be nobody's.
 
         The answer came by another way than the output, so some of that may not have been read;
@@ -66,7 +65,7 @@ class WorkerOutput:
         if read_first:
             self.drain()
         self._end_line()
-        self._task = None
+        self._tasks = ()
 
     def tail(self) -> str | None:
         """Return the last lines since the task began."""
@@ -139,7 +138,7 @@ class WorkerOutput:
         data = self._partial + data
         if len(data) - data.rfind(b"\n") > MAX_LINE_BYTES:
             data += b"\n"
-        self._log.take(data, self._task)
+        self._log.take(data, self._tasks)
         # What is before the last KEPT_LINES, if there is more, is one piece here, and pushed out.
         *lines, self._partial = data.rsplit(b"\n", KEPT_LINES + 1)
         self._kept.extend(lines)

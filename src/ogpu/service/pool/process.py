@@ -24,8 +24,8 @@ from .output import WorkerOutput
 # faulthandler took 0.2 ms for a handler in Python; a hundred deep threads may take some more.
 DUMP_LIMIT_S = 0.1
 CHANNEL_LIMIT_S = 5.0
-# Beside its answer a worker says how far it is: two words at once, ten a second. A word takes the
-# front about 6 µs, so one that never stops would have it for itself.
+# Beside its answers a worker says how far it is: two words a task at once, ten a second. A word
+# takes the front about 6 µs, so one that never stops would have it for itself.
 _MOST_WORDS, _MOST_WORDS_PER_S = 100, 20
 
 
@@ -75,7 +75,8 @@ class WorkerProcess(asyncio.Protocol):
         self.memory = NOT_ASKED  # once it is buried: whether it ran out of memory
         self.is_gone = False  # it has been reaped, and is being buried
         self._decoder = wire.FrameDecoder(max_payload_bytes)
-        self._words, self._order_s = 0, time.monotonic()  # said since the last order
+        self._words, self._order_s = 0, time.monotonic()  # said since the last orders
+        self._orders = 1  # how many those were
         self._is_broken = False
         self._events = events
         self._transport: asyncio.Transport | None = None
@@ -91,11 +92,11 @@ class WorkerProcess(asyncio.Protocol):
         channel.setblocking(False)
         await self._loop.create_unix_connection(lambda: self, sock=channel)
 
-    def send(self, message: wire.Message, payload: bytes = b"") -> None:
-        """Send a frame; what does not fit into the socket at once is sent as the worker reads."""
-        self._words, self._order_s = 0, time.monotonic()
+    def send(self, orders: list[tuple[wire.Run, bytes]]) -> None:
+        """Send orders; what does not fit into the socket at once is sent as the worker reads."""
+        self._words, self._order_s, self._orders = 0, time.monotonic(), len(orders)
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(wire.encode_frame(message, payload))
+            self._transport.write(b"".join(wire.encode_frame(*order) for order in orders))
         else:
             self.orders_unread = True
 
@@ -200,7 +201,7 @@ class WorkerProcess(asyncio.Protocol):
         self._words += 1
         if self._words > _MOST_WORDS:
             since_s = time.monotonic() - self._order_s
-            if self._words > _MOST_WORDS + _MOST_WORDS_PER_S * since_s:
+            if self._words > self._orders * (_MOST_WORDS + _MOST_WORDS_PER_S * since_s):
                 raise WireError(f"it said {self._words} things within {since_s:.1f} s")
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -3,8 +3,9 @@
 Runs in the front; the supervisor owns it. Inputs of tasks far back in the queue are in the journal
 alone, so that 10,000 waiting tasks cost the memory of their names.
 
-1. A task is queued with its input. When its row is on the disk and the inputs in memory are more
-   than MEMORY_BYTES, its input is dropped.
+1. A task is queued with its input, in the lane of its function: a batch is taken from one of them.
+   When its row is on the disk and the inputs in memory are more than MEMORY_BYTES, its input is
+   dropped.
 2. Whenever a task leaves and few inputs are left in memory at the head, the next ones are read.
 3. A task at the head whose input is not there yet holds up those behind it: order wins.
 """
@@ -12,6 +13,7 @@ alone, so that 10,000 waiting tasks cost the memory of their names.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
@@ -56,53 +58,71 @@ class TaskQueue:
         self._timeout_s = timeout_s
         self._events = events
         self._loop = asyncio.get_running_loop()
-        self._tasks: OrderedDict[int, Task] = OrderedDict()
+        self._lanes: dict[str, OrderedDict[int, Task]] = {}  # by function, then by number
+        self._length = 0
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._loaded_bytes = 0
         self._unloaded = 0
         self._reading = False
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return self._length
 
     def __contains__(self, task: Task) -> bool:
-        return task.number in self._tasks
+        return task.number in self._lanes.get(task.function, ())
 
     def __iter__(self) -> Iterator[Task]:
-        return iter(self._tasks.values())
+        return heapq.merge(*(lane.values() for lane in self._lanes.values()), key=_number_of)
+
+    def heads(self) -> list[Task]:
+        """Return the first task of each function, in the order in which they were accepted."""
+        heads = [next(iter(lane.values())) for lane in self._lanes.values() if lane]
+        if len(heads) > 1:
+            heads.sort(key=_number_of)
+        return heads
+
+    def first_of(self, function: str, most: int) -> list[Task]:
+        """Return the first tasks of a function, in order."""
+        return list(islice(self._lanes[function].values(), most))
+
+    def now_s(self) -> float:
+        """Return the time of the clock that ``Task.queued_s`` was read off."""
+        return self._loop.time()
 
     def append(self, task: Task, *, waited_s: float = 0.0) -> None:
         """Queue a task, last in line."""
-        self._tasks[task.number] = task
+        self._lanes.setdefault(task.function, OrderedDict())[task.number] = task
+        task.queued_s = self._loop.time()
+        self._length += 1
         self._count(task, 1)
         if self._timeout_s is not None:
             left_s = max(0.0, self._timeout_s - waited_s)
-            self._timers[task.number] = self._loop.call_later(
-                left_s, self._background.guard, self._expire, task
-            )
+            self._timers[task.number] = self._background.call_later(left_s, self._expire, task)
 
     def append_first(self, task: Task) -> None:
-        """Queue a task again, first in line."""
+        """Queue a task again, before those of its function."""
         self.append(task)
-        self._tasks.move_to_end(task.number, last=False)
+        self._lanes[task.function].move_to_end(task.number, last=False)
 
-    def pop(self) -> Task | None:
-        """Take the task at the head; None: there is none, or its input is being read."""
-        task = next(iter(self._tasks.values()), None)
-        if task is None:
-            return None
-        if task.input is None:
-            self._read_inputs()
-            return None
-        self.remove(task)
+    def take(self, tasks: list[Task]) -> list[Task]:
+        """Take out those that have their inputs, up to the first one whose input is being read."""
+        taken = []
+        for task in tasks:
+            if task.input is None:
+                self._read_inputs()
+                break
+            self.remove(task)
+            taken.append(task)
         if self._unloaded and self._loaded_bytes < MEMORY_BYTES // 2:
             self._read_inputs()
-        return task
+        return taken
 
     def remove(self, task: Task) -> bool:
         """Take a task out, wherever it is; return whether it was there."""
-        if self._tasks.pop(task.number, None) is None:
+        lane = self._lanes.get(task.function)
+        if lane is None or lane.pop(task.number, None) is None:
             return False
+        self._length -= 1
         self._count(task, -1)
         if self._timers:
             timer = self._timers.pop(task.number, None)
@@ -118,11 +138,7 @@ class TaskQueue:
 
     def on_stored(self, task: Task) -> None:
         """Drop the input of a task that is on the disk, where there are many (a listener)."""
-        if (
-            self._loaded_bytes > MEMORY_BYTES
-            and task.number in self._tasks
-            and task.input is not None
-        ):
+        if self._loaded_bytes > MEMORY_BYTES and task in self and task.input is not None:
             self._count(task, -1)
             task.input = None
             self._count(task, 1)
@@ -144,10 +160,9 @@ class TaskQueue:
 
     async def _read(self) -> None:
         """Read the inputs of the next tasks that lack one."""
-        lacking = (number for number, task in self._tasks.items() if task.input is None)
-        wanted = list(islice(lacking, _READ_TASKS))
+        wanted = list(islice((task for task in self if task.input is None), _READ_TASKS))
         try:
-            bodies = await self._journal.inputs(wanted, MEMORY_BYTES)
+            bodies = await self._journal.inputs([task.number for task in wanted], MEMORY_BYTES)
         except JournalError as error:
             logger.error("Inputs of queued tasks cannot be read: %s", error)
             await asyncio.sleep(_READ_AGAIN_S)
@@ -157,17 +172,21 @@ class TaskQueue:
             self._reading = False
         self._events.on_loaded()
 
-    def _take(self, wanted: list[int], bodies: dict[int, bytes]) -> None:
+    def _take(self, wanted: list[Task], bodies: dict[int, bytes]) -> None:
         if bodies:  # those behind the last one were too large to be read
-            wanted = wanted[: wanted.index(next(reversed(bodies))) + 1]
-        for number in wanted:
-            task = self._tasks.get(number)
-            if task is None or task.input is not None:
+            last = next(reversed(bodies))
+            wanted = wanted[: [task.number for task in wanted].index(last) + 1]
+        for task in wanted:
+            if task not in self or task.input is not None:
                 continue
-            if number not in bodies:
+            if task.number not in bodies:
                 self.remove(task)
                 self._events.on_input_lost(task)
                 continue
             self._count(task, -1)
-            task.input = bodies[number]
+            task.input = bodies[task.number]
             self._count(task, 1)
+
+
+def _number_of(task: Task) -> int:
+    return task.number

@@ -79,7 +79,7 @@ class Setbacks:
             return
         wait_s = RESTART_BACKOFF.wait_s(slot.failures)
         logger.warning("Slot %d: next try in %.1f s", slot.index, wait_s)
-        slot.timer = self._loop.call_later(wait_s, self._background.guard, self._launch, slot)
+        slot.timer = self._background.call_later(wait_s, self._launch, slot)
 
     def spend_budget(self, why: str, took_s: float) -> None:
         """Count a failed start, which took so long; give up where it is one too many."""

@@ -90,8 +90,10 @@ class Slot:
     state: SlotState = SlotState.STARTING
     generation: int = 0
     process: WorkerProcess | None = None
-    task: Task | None = None
-    run: int = 0  # the number of the Run that is out; answers to others are late news
+    # By the number of the Run that is out: one task, or those of a batch that have not ended.
+    # Answers to others are late news.
+    tasks: dict[int, Task] = field(default_factory=dict)
+    given: int = 0  # how many tasks were given with the last order
     deadline_s: float = 0.0  # of the running task, on the monotonic clock
     deadline_timer: asyncio.TimerHandle | None = None
     timer: asyncio.TimerHandle | None = None  # of a back-off, or of @init
@@ -143,15 +145,15 @@ class Slot:
     def describe(self) -> dict[str, Any]:
         """Return the slot as ``GET /workers`` shows it."""
         pid = self.process.pid if self.process else None
-        last = self.last_exit
+        last, task = self.last_exit, next(iter(self.tasks.values()), None)
         return {
             "slot": self.index,
             "generation": self.generation,
             "state": self.state.value,
             "pid": pid,
             "device": self.device,
-            "task_address": self.task.address if self.task else None,
-            "function": self.task.function if self.task else None,
+            "task_address": task.address if task else None,
+            "function": task.function if task else None,
             "tasks_done": self.tasks_done,
             "rss_bytes": _rss_bytes(pid),
             "started_at": self.started_at,

@@ -4,11 +4,13 @@ Runs in the front, on its event loop. It owns the slots, whose lives are in ``li
 queue, which ``dispatcher.py`` works off; nothing else changes them.
 
 1. A task is submitted; the dispatcher gives it to a worker when its turn comes.
-2. The worker answers: the slot takes the next task first, then the answer is recorded.
+2. The worker answers, for each task of a batch by itself: after the last answer the slot takes the
+   next task first, then that answer is recorded.
 3. A worker ends by itself: its task fails with what is known (signal, exit code, last output).
    Had it not read the order yet, the task is queued again, first in line: it is innocent. The
    last worker that OGPU_MAX_ATTEMPTS allows is one too many: there is something about that input.
-   Had the template died, and the worker with it, the task is queued again likewise.
+   Had the template died, and the worker with it, the task is queued again likewise. Of a batch that
+   killed its worker each task runs again, alone, so that only the guilty one fails.
 4. A worker asks to be replaced, or has had its share of tasks: it is recycled before the next one.
 5. The front stops: what runs has a moment to end; then it is killed, and queued for the next start.
 """
@@ -80,16 +82,12 @@ class Supervisor:
             settings, set(handlers), places, self, self._background, (metrics, self._estimate)
         )
         self.slots = self._lives.slots
-        graces_s = {
-            name: settings.kill_grace if handler.grace_s is None else handler.grace_s
-            for name, handler in handlers.items()
-        }
         self._dispatcher = Dispatcher(
             self._lives,
             journal,
             self._background,
-            self._estimate,
-            (settings.queue_timeout, graces_s),
+            (metrics, self._estimate),
+            (settings, handlers),
             self._note_idle,
         )
         self._queue_size = settings.queue_size
@@ -203,8 +201,7 @@ class Supervisor:
         self._dispatcher.queue.close()
         await self._lives.stop(timeout_s)
         for slot in self.slots:  # those whose death the template could not tell any more
-            task = self._dispatcher.take_back(slot)
-            if task is not None:
+            for task in self._dispatcher.take_back_all(slot):
                 self._journal.requeue(task, is_loss=self.broken_by is not None)
         await self._background.cancel()
 
@@ -215,7 +212,7 @@ class Supervisor:
 
     def _note_idle(self) -> None:
         if self._admission is Admission.CLOSED:
-            busy = any(slot.task is not None for slot in self.slots)
+            busy = any(slot.tasks for slot in self.slots)
             if not busy and (self._journal.durable or not self.queue_depth):
                 self._idle.set()
 
@@ -244,13 +241,15 @@ class Supervisor:
     def _on_answer(
         self, slot: Slot, answer: wire.Done | wire.Failed, outcome: Outcome, *, has_output: bool
     ) -> None:
-        if slot.state is not SlotState.BUSY or answer.run != slot.run or slot.process is None:
+        if slot.state is not SlotState.BUSY or answer.run not in slot.tasks or slot.process is None:
             logger.warning("Worker %d answered late (run %s); dropped", slot.index, answer.run)
             return
         recycle = None if answer.recycle is None else recycle_reason(answer.recycle)
-        slot.process.output.end_task(read_first=has_output)
-        task = self._dispatcher.take_back(slot)
-        assert task is not None
+        task, given = self._dispatcher.take_back(slot, answer.run), slot.given
+        if slot.tasks:  # what the batch prints is shown with each task of it
+            slot.process.output.drain()
+        else:
+            slot.process.output.end_tasks(read_first=has_output)
         if slot.was_asked:
             outcome = stopped_in_time(task, outcome)
         output = slot.process.output.tail()
@@ -258,21 +257,23 @@ class Supervisor:
             outcome = with_output(outcome, output)
         slot.tasks_done += 1
         slot.failures = 0
-        slot.move(SlotState.READY)
         slot.recycle = recycle or slot.recycle
-        if not self._lives.recycle_if_wanted(slot):
-            self.guard(self._dispatcher.dispatch)  # first: it works while the answer is recorded
-        self._dispatcher.finish(task, outcome)
+        if not slot.tasks:
+            slot.move(SlotState.READY)
+            if not self._lives.recycle_if_wanted(slot):
+                self.guard(self._dispatcher.dispatch)  # it works while the answer is recorded
+        self._dispatcher.finish(task, outcome, given)
         self._note_idle()
 
     def _on_progress(self, slot: Slot, message: wire.Progressed) -> None:
-        if slot.task is None or message.run != slot.run:
-            return  # of a task that has ended
+        task = slot.tasks.get(message.run)
+        if task is None:
+            return  # it has ended
         if not 0.0 <= message.fraction <= 1.0:
             raise WireError(f"a fraction is not {message.fraction}")
         text = message.message and message.message[: wire.MAX_PROGRESS_CHARS]
-        self._journal.note_progress(slot.task, Progress(message.fraction, text))
-        self._events.on_progress(slot.task)
+        self._journal.note_progress(task, Progress(message.fraction, text))
+        self._events.on_progress(task)
 
     def on_line(self, task: Task, line: str) -> None:
         self._events.on_line(task, line)
@@ -293,34 +294,47 @@ class Supervisor:
         self._dispatcher.dispatch()
 
     def on_lost(self, slot: Slot, process: WorkerProcess, gone: wire.Gone) -> None:
-        task = self._dispatcher.take_back(slot)
-        if task is None:
+        tasks = self._dispatcher.take_back_all(slot)
+        if not tasks:
             return
         output, stack = process.output.tail(), process.stacks()
-        if slot.was_asked:  # it is past its deadline, whatever its worker came to in the grace
-            self._dispatcher.finish(task, timed_out(task, output, stack))
+        if slot.was_asked:  # they are past their deadline, whatever the worker came to in the grace
+            for task in tasks:
+                self._dispatcher.finish(task, timed_out(task, output, stack), slot.given)
         elif slot.exit_reason is ExitReason.SHUT_DOWN:
-            # The next start runs it, where the journal outlives us.
-            self._journal.requeue(task, is_loss=self.broken_by is not None)
+            # The next start runs them, where the journal outlives us.
+            for task in tasks:
+                self._journal.requeue(task, is_loss=self.broken_by is not None)
         elif process.orders_unread or slot.exit_reason is ExitReason.TEMPLATE_DIED:
-            self._on_innocent(task, gone, has_begun=not process.orders_unread)
+            self._on_innocents(tasks, gone, have_begun=not process.orders_unread)
+        elif slot.given > 1:
+            self._on_suspects(tasks)
         else:
             broken = slot.exit_reason is ExitReason.BROKEN_CHANNEL
             outcome = worker_died(
-                task, gone, output, stack, channel_broken=broken, memory=process.memory
+                tasks[0], gone, output, stack, channel_broken=broken, memory=process.memory
             )
-            self._dispatcher.finish(task, outcome)
+            self._dispatcher.finish(tasks[0], outcome)
         self._note_idle()
 
-    def _on_innocent(self, task: Task, gone: wire.Gone, *, has_begun: bool) -> None:
-        """Run a task again that is not at fault for the end of its worker, or so it seems."""
-        when = "with its template" if has_begun else "before it took the task"
-        if task.losses + 1 < self._max_attempts:
-            logger.warning("[%s] queued again: its worker died %s", task.address, when)
-            self._journal.requeue(task, is_loss=True)
-            self._dispatcher.submit_first(task)
-        else:
-            self._dispatcher.finish(task, interrupted(task, gone, when))
+    def _on_innocents(self, tasks: list[Task], gone: wire.Gone, *, have_begun: bool) -> None:
+        """Run tasks again that are not at fault for the end of their worker, or so it seems."""
+        when = "with its template" if have_begun else "before it took the task"
+        again = [task for task in tasks if task.losses + 1 < self._max_attempts]
+        for task in tasks:
+            if task in again:
+                logger.warning("[%s] queued again: its worker died %s", task.address, when)
+                self._journal.requeue(task, is_loss=True)
+            else:
+                self._dispatcher.finish(task, interrupted(task, gone, when))
+        self._dispatcher.submit_first(again)
+
+    def _on_suspects(self, tasks: list[Task]) -> None:
+        """Run the tasks of a batch that has killed its worker again, one at a time."""
+        for task in tasks:
+            logger.warning("[%s] queued again, alone: its batch killed the worker", task.address)
+            self._journal.requeue(task, is_loss=False)
+        self._dispatcher.submit_alone(tasks)
 
     def on_broken(self, error: Exception) -> None:
         self.broken_by = self.broken_by or error

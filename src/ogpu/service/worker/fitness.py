@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 from .. import wire
 from ..context import recycle_wanted
@@ -39,11 +40,12 @@ class Fitness:
             with contextlib.suppress(OSError):  # a source may have used up all descriptors
                 self._before = Surroundings(self._loop)
 
-    def judge(self, answer: wire.Done | wire.Failed) -> wire.RecycleReason | None:
-        """Return why the worker is to be replaced now that the task is over, or None."""
+    def judge(self, answers: Sequence[wire.Done | wire.Failed]) -> wire.RecycleReason | None:
+        """Return why the worker is to be replaced now that its tasks are over, or None."""
         was_stopped = self._interrupt.was_raised
-        if was_stopped or isinstance(answer, wire.Failed):
-            reason = probe_after(answer, was_stopped=was_stopped)
+        failure = next((answer for answer in answers if isinstance(answer, wire.Failed)), None)
+        if was_stopped or failure is not None:
+            reason = probe_after(failure or answers[0], was_stopped=was_stopped)
             if reason is not None:
                 return reason
         if was_stopped and self._left_something():

@@ -1,7 +1,11 @@
-"""One task: its input validated, its handler called, its result serialised.
+"""One task, or one batch: inputs validated, the handler called, results serialised.
 
 Runs in a worker. Whatever goes wrong on the way, SystemExit included, fails the task and nothing
 else; where it goes on too long, TaskTimeout may be raised in it (``interrupt.py``).
+
+A handler with batching gets a list. What concerns one item (an input that does not fit any more, an
+exception instance among the results, a result that cannot be written) fails that task alone; what
+concerns all of them (an exception that was raised, a list of another length) fails each of them.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,6 +23,9 @@ from ..handler import Handler
 from . import output
 from .failure import failed, let_go, message_of
 from .interrupt import Interrupt
+
+Order = tuple[wire.Run, bytes]  # with the input
+Answer = tuple[wire.Done | wire.Failed, bytes]  # with the result
 
 
 class _InvalidInputError(Exception):
@@ -39,49 +46,73 @@ class Handling:
         self._interrupt = interrupt
         self._max_result_bytes = max_result_bytes
 
-    def run(
-        self, handler: Handler, order: wire.Run, input_json: bytes
-    ) -> tuple[wire.Done | wire.Failed, bytes]:
-        """Run a task; return what is to be said of it, and its output."""
-        try:
-            result_json = self._result_of(handler, order, input_json)
-        except _InvalidInputError as error:
-            reason = FailureReason.EXCEPTION.value
-            answer = wire.Failed(order.run, reason, str(error), "ValidationError", None)
-            let_go(error)
-        except _InvalidOutputError as error:
-            answer = failed(order, FailureReason.INVALID_OUTPUT, error, with_traceback=False)
-            let_go(error)
-        except BaseException as error:  # noqa: BLE001 - any of them ends this task, and only it
-            answer = failed(order, FailureReason.EXCEPTION, error)
-            let_go(error)
+    def run(self, handler: Handler, orders: list[Order]) -> list[Answer]:
+        """Run a task, or a batch; return what is to be said of each, with its result."""
+        if handler.batching is None:
+            answers = [self._run_one(handler, *order) for order in orders]
         else:
-            output.flush()
-            done = wire.Done(order.run, output.is_pending(), zlib.crc32(result_json))
-            return done, result_json
+            answers = self._run_batch(handler, orders)
         output.flush()
-        return answer, b""
+        return answers
 
-    def call(self, function: Callable[..., object], *arguments: BaseModel) -> object:
+    def call(self, function: Callable[..., object], *arguments: object) -> object:
         """Call a function of the source, and wait for what it awaits."""
         result = function(*arguments)
         if self._loop is not None and inspect.isawaitable(result):
             return self._interrupt.run(self._loop, _awaited(result))
         return result
 
-    def _result_of(self, handler: Handler, order: wire.Run, input_json: bytes) -> bytes:
-        self._interrupt.open(order)
+    def _run_one(self, handler: Handler, order: wire.Run, input_json: bytes) -> Answer:
         try:
-            result = self.call(handler.function, _read_input(handler, input_json))
-            return self._serialise(handler, result)
-        finally:
-            self._interrupt.close()
+            self._interrupt.open(order)
+            try:
+                result = self.call(handler.function, _read_input(handler, input_json))
+                result_json = self._serialise(handler, result)
+            finally:
+                self._interrupt.close()
+        except BaseException as error:  # noqa: BLE001 - any of them ends this task, and only it
+            return _failed(order, error)
+        return _done(order, result_json)
+
+    # --- batches
+
+    def _run_batch(self, handler: Handler, orders: list[Order]) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        inputs: list[BaseModel] = []
+        fitting: list[wire.Run] = []
+        for order, input_json in orders:
+            try:
+                inputs.append(_read_input(handler, input_json))
+                fitting.append(order)
+            except _InvalidInputError as error:
+                answers[order.run] = _failed(order, error)
+        if fitting:
+            try:
+                self._interrupt.open(fitting[0])
+                try:
+                    results = _items_of(handler, self.call(handler.function, inputs), len(fitting))
+                    for order, result in zip(fitting, results, strict=True):
+                        answers[order.run] = self._answer_of(handler, order, result)
+                finally:
+                    self._interrupt.close()
+            except BaseException as error:  # noqa: BLE001 - any of them ends the batch, and only it
+                answers |= {order.run: _failed(order, error) for order in fitting}
+        return [answers[order.run] for order, _ in orders]
+
+    def _answer_of(self, handler: Handler, order: wire.Run, result: object) -> Answer:
+        if isinstance(result, BaseException):
+            return _failed(order, result)
+        try:
+            return _done(order, self._serialise(handler, result))
+        except _InvalidOutputError as error:
+            return _failed(order, error)
+
+    # --- results
 
     def _serialise(self, handler: Handler, result: object) -> bytes:
         name, wanted = handler.name, handler.output_model.__name__
         if not isinstance(result, handler.output_model):
-            given = "None" if result is None else f"a {type(result).__name__}"
-            raise _InvalidOutputError(f"`{name}` returned {given}; {wanted} was declared")
+            raise _InvalidOutputError(f"`{name}` returned {_told(result)}; {wanted} was declared")
         try:
             serialised = result.model_dump_json().encode()
         except Exception as error:
@@ -106,6 +137,44 @@ def _read_input(handler: Handler, input_json: bytes) -> BaseModel:
         raise _InvalidInputError(
             f"the input does not fit the input model of `{handler.name}` any more: {what}"
         ) from None
+
+
+def _items_of(handler: Handler, results: object, wanted: int) -> Sequence[object]:
+    """Check that a batch has given one result for each of its inputs."""
+    if not isinstance(results, (list, tuple)):
+        raise _InvalidOutputError(
+            f"`{handler.name}` has a batch_size and returned {_told(results)}; "
+            f"a list of {handler.output_model.__name__} was declared"
+        )
+    if len(results) != wanted:
+        raise _InvalidOutputError(
+            f"`{handler.name}` returned {len(results)} results for a batch of {wanted} inputs"
+        )
+    return results
+
+
+def _done(order: wire.Run, result_json: bytes) -> Answer:
+    output.flush()  # before it is looked whether anything was printed
+    return wire.Done(order.run, output.is_pending(), zlib.crc32(result_json)), result_json
+
+
+def _failed(order: wire.Run, error: BaseException) -> Answer:
+    """Return the answer for an exception, and let go of that."""
+    match error:
+        case _InvalidInputError():
+            answer = wire.Failed(
+                order.run, FailureReason.EXCEPTION.value, str(error), "ValidationError", None
+            )
+        case _InvalidOutputError():
+            answer = failed(order, FailureReason.INVALID_OUTPUT, error, with_traceback=False)
+        case _:
+            answer = failed(order, FailureReason.EXCEPTION, error)
+    let_go(error)
+    return answer, b""
+
+
+def _told(result: object) -> str:
+    return "None" if result is None else f"a {type(result).__name__}"
 
 
 async def _awaited(result: Awaitable[object]) -> object:

@@ -1,11 +1,13 @@
-"""A worker's life: @init once, then one task at a time until the front closes the channel.
+"""A worker's life: @init once, then one task or batch at a time until the channel is closed.
 
 Runs in a worker, on its main thread, whichever launcher made it:
 
 1. Run @init; say Ready, or InitFailed and leave with exit code 1.
-2. Wait for a Run. The end of the channel means: leave.
-3. Run the task (``handling.py``); look whether the worker is fit for another (``fitness.py``); say
-   Done or Failed, and that it wants to be replaced where it is not. Go to 2.
+2. Wait for a Run, and for those that follow it in the same batch. The end of the channel means:
+   leave.
+3. Run the task, or the batch (``handling.py``); look whether the worker is fit for another
+   (``fitness.py``); say Done or Failed of each, and with the last one that the worker wants to be
+   replaced, where it is not. Go to 2.
 
 A deadline is none of this file's business: the front kills the process, after it has had the
 handler asked to stop (``interrupt.py``) where there is a grace.
@@ -24,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .. import wire
-from ..context import CurrentTask, set_current_task
+from ..context import CurrentTask, set_current_tasks
 from ..errors import WireError
 from ..handler import get_init_handler, registered
 from ..logger import configure_worker, enable_sentry, flush_sentry, logger
@@ -34,7 +36,7 @@ from . import output
 from .channel import Channel
 from .failure import init_failed
 from .fitness import Fitness
-from .handling import Handling
+from .handling import Handling, Order
 from .interrupt import Interrupt
 from .progress import ProgressReporter
 
@@ -48,7 +50,7 @@ _READ_BYTES = 256 * 1024
 _SPIN_S = 0.0002
 # A worker adopts the orphans of its tasks' processes, so that none escapes its end; it cannot reap
 # them, since some may be children that the source itself will wait for. It makes room by leaving.
-_ZOMBIE_CHECK_TASKS = 50
+_ZOMBIE_CHECK_RUNS = 50
 _MAX_ZOMBIES = 500
 _FRONT_INPUT_LIMIT = 2**32  # the front has checked OGPU_MAX_BODY_BYTES
 
@@ -78,7 +80,7 @@ class _Worker:
         self._progress = ProgressReporter(channel)
         self._may_spin = launch.may_spin
         self._pid = os.getpid()
-        self._tasks_done = 0
+        self._runs_done = 0
         self._handlers = registered()
         init = get_init_handler()
         is_async = any(h.is_async for h in self._handlers.values())
@@ -113,25 +115,35 @@ class _Worker:
 
     def serve(self) -> None:
         standard = output.StandardDescriptors()
+        for orders in self._orders():
+            handler = self._handlers[orders[0][0].function]
+            self._begin([order for order, _ in orders], is_batch=handler.batching is not None)
+            answers = self._handling.run(handler, orders)
+            if os.getpid() != self._pid:
+                # The handler forked, and this is the child, which must not answer for its parent.
+                os._exit(0 if all(isinstance(answer, wire.Done) for answer, _ in answers) else 1)
+            self._end()
+            standard.restore()
+            reason = self._fitness.judge([answer for answer, _ in answers])
+            if reason is not None:
+                answer, result = answers[-1]
+                answers[-1] = replace(answer, recycle=reason.value), result
+            for answer, result in answers:
+                self._channel.send(answer, result)
+            self._runs_done += 1
+            if self._runs_done % _ZOMBIE_CHECK_RUNS == 0 and zombie_children() > _MAX_ZOMBIES:
+                logger.warning("More than %d zombies were left here by tasks", _MAX_ZOMBIES)
+                return
+
+    def _orders(self) -> Iterator[list[Order]]:
+        orders: list[Order] = []
         for message, payload in self._frames():
             if not isinstance(message, wire.Run):
                 raise WireError(f"a worker cannot do {message}")
-            self._begin(message)
-            handler = self._handlers[message.function]
-            answer, result = self._handling.run(handler, message, payload)
-            if os.getpid() != self._pid:
-                # The handler forked, and this is the child, which must not answer for its parent.
-                os._exit(0 if isinstance(answer, wire.Done) else 1)
-            self._end()
-            standard.restore()
-            reason = self._fitness.judge(answer)
-            if reason is not None:
-                answer = replace(answer, recycle=reason.value)
-            self._channel.send(answer, result)
-            self._tasks_done += 1
-            if self._tasks_done % _ZOMBIE_CHECK_TASKS == 0 and zombie_children() > _MAX_ZOMBIES:
-                logger.warning("More than %d zombies were left here by tasks", _MAX_ZOMBIES)
-                return
+            orders.append((message, payload))
+            if not message.more:
+                yield orders
+                orders = []
 
     def _frames(self) -> Iterator[tuple[wire.Message, bytes]]:
         decoder = wire.FrameDecoder(_FRONT_INPUT_LIMIT)
@@ -157,23 +169,25 @@ class _Worker:
                 os.sched_yield()  # to whoever else wants this core
         return None
 
-    def _begin(self, order: wire.Run) -> None:
-        self._progress.begin(order.run)
-        set_current_task(
-            CurrentTask(
-                order.task_address,
-                order.function,
-                order.attempt,
-                order.deadline_at,
-                order.deadline_s,
-                functools.partial(self._interrupt.put_off, self._progress.report, order.run),
-            )
+    def _begin(self, orders: list[wire.Run], *, is_batch: bool) -> None:
+        self._progress.begin({order.run for order in orders})
+        set_current_tasks([self._current_task(order) for order in orders], is_batch=is_batch)
+        self._fitness.begin(orders[0])
+        if not is_batch:
+            os.environ[_ADDRESS_VARIABLE] = orders[0].task_address
+
+    def _current_task(self, order: wire.Run) -> CurrentTask:
+        return CurrentTask(
+            order.task_address,
+            order.function,
+            order.attempt,
+            order.deadline_at,
+            order.deadline_s,
+            functools.partial(self._interrupt.put_off, self._progress.report, order.run),
         )
-        self._fitness.begin(order)
-        os.environ[_ADDRESS_VARIABLE] = order.task_address
 
     def _end(self) -> None:
-        set_current_task(None)
+        set_current_tasks([])
         with contextlib.suppress(KeyError):  # a handler may have cleared it
             del os.environ[_ADDRESS_VARIABLE]
         self._progress.end()

@@ -1,4 +1,4 @@
-"""Progress of the running task, on its way to the front: ten times a second at most.
+"""Progress of the running tasks, on its way to the front: ten times a second at most.
 
 Runs in a worker. A report that comes too soon after the last one is kept, and the newest that was
 kept follows when its time has come, so that the last word before a long silence is not lost.
@@ -17,48 +17,46 @@ MIN_INTERVAL_S = 0.1
 
 
 class ProgressReporter:
-    """Reports for one task after the other."""
+    """Reports for one task, or batch, after the other."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._run: int | None = None  # None: no task runs
+        self._runs: set[int] = set()
         self._sent_s = 0.0
-        self._kept: wire.Progressed | None = None
+        self._kept: dict[int, wire.Progressed] = {}
         self._timer: threading.Timer | None = None
 
-    def begin(self, run: int) -> None:
-        """Report for another task."""
-        self._run = run
+    def begin(self, runs: set[int]) -> None:
+        """Report for other tasks."""
+        self._runs = runs
         self._sent_s = 0.0
 
     def end(self) -> None:
         """Send what was kept, before the task's end is told; then nothing more."""
         with self._lock:
-            self._run = None
+            self._runs = set()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            if self._kept is not None:
-                self._channel.send_or_drop(self._kept)
-                self._kept = None
+            self._send_kept()
 
     def report(self, run: int, fraction: float, message: str | None) -> None:
         """Send a report of a run now, or keep it for a moment; drop it where that is over."""
         if os.getpid() != self._pid:  # a child that the handler forked has the parent's channel
             return
         with self._lock:
-            if run != self._run:
+            if run not in self._runs:
                 return
-            self._kept = wire.Progressed(run, fraction, _cleaned(message))
+            self._kept[run] = wire.Progressed(run, fraction, _cleaned(message))
             if self._timer is None:
                 self._send_or_wait()
 
     def _on_timer(self) -> None:
         with self._lock:
             self._timer = None
-            if self._kept is not None:
+            if self._kept:
                 self._send_or_wait()
 
     def _send_or_wait(self) -> None:
@@ -71,10 +69,10 @@ class ProgressReporter:
         self._timer.start()
 
     def _send_kept(self) -> None:
-        if self._kept is not None:
-            self._channel.send_or_drop(self._kept)
-            self._kept = None
-            self._sent_s = time.monotonic()
+        for report in self._kept.values():
+            self._channel.send_or_drop(report)
+        self._kept.clear()
+        self._sent_s = time.monotonic()
 
 
 def _cleaned(message: str | None) -> str | None:

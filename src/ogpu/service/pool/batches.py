@@ -1,0 +1,81 @@
+"""Which tasks run together: one, or a batch of one function.
+
+Runs in the front, on its event loop; the dispatcher asks it when a worker is free.
+
+1. The functions are looked at in the order of their first waiting tasks.
+2. A handler without batching takes one. One with batching takes what waits, ``batch_size`` at most.
+   Where fewer wait, the first of them waits for others until its window closes; other functions
+   have the worker meanwhile.
+3. A batch has killed its worker: nobody knows which task did, so that each runs alone from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import takewhile
+
+from ..handler import Handler
+from ..task import Task
+from .background import Background
+from .queue import TaskQueue
+
+
+class Batches:
+    """Takes tasks out of the queue. ``on_window_closed`` is called when it is to be asked again."""
+
+    def __init__(
+        self,
+        queue: TaskQueue,
+        handlers: dict[str, Handler],
+        background: Background,
+        on_window_closed: Callable[[], None],
+    ) -> None:
+        self._queue = queue
+        self._batchings = {name: handler.batching for name, handler in handlers.items()}
+        self._background = background
+        self._on_window_closed = on_window_closed
+        self._suspects: set[int] = set()  # numbers of tasks that are to run alone
+        self._windows: set[str] = set()  # functions whose first task waits for others
+
+    def take(self) -> list[Task]:
+        """Take the tasks that run next, all of one function; none: there are none, for now."""
+        for first in self._queue.heads():
+            together = self._with(first)
+            if together:
+                return self._queue.take(together)
+        return []
+
+    def has(self, function: str) -> bool:
+        """Tell whether tasks of a function may run together."""
+        return self._batchings.get(function) is not None
+
+    def separate(self, tasks: list[Task]) -> None:
+        """Have tasks run alone."""
+        self._suspects.update(task.number for task in tasks)
+
+    def forget(self, task: Task) -> None:
+        """Take notice that a task has ended."""
+        self._suspects.discard(task.number)
+
+    def _with(self, first: Task) -> list[Task]:
+        """Return a task and those that run with it; none: it waits for others."""
+        batching = self._batchings.get(first.function)
+        if batching is None or first.number in self._suspects:
+            return [first]
+        waiting = self._queue.first_of(first.function, batching.size)
+        if len(waiting) < batching.size:
+            open_s = first.queued_s + batching.window_s - self._queue.now_s()
+            if open_s > 0:
+                self._ask_again(first.function, open_s)
+                return []
+        return list(takewhile(lambda task: task.number not in self._suspects, waiting))
+
+    def _ask_again(self, function: str, open_s: float) -> None:
+        # One timer at a time: that of an earlier first task rings too early, and is set again.
+        if function not in self._windows:
+            self._windows.add(function)
+            self._background.call_later(open_s, self._on_timer, function)
+
+    def _on_timer(self, function: str) -> None:
+        self._windows.discard(function)
+        self._on_window_closed()

@@ -1,0 +1,208 @@
+"""Batches: tasks of one function are run together, and each is a task of its own all the same."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import StartServer
+from support.server import Server
+from support.sink import Sink
+from support.waiting import wait_until
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Path:
+    return tmp_path / "go"
+
+
+@pytest.fixture
+def server(start_server: StartServer, sink: Sink, go: Path) -> Server:
+    return start_server("batches.py", CALLBACK_URL=sink.url, TEST_GO=go)
+
+
+def run_together(
+    server: Server, go: Path, texts: list[str], function: str = "together"
+) -> list[dict[str, Any]]:
+    """Have tasks wait behind another one, so that they are run in one batch; return their ends."""
+    go.unlink(missing_ok=True)
+    assert server.post("blocks", f"gate-{len(texts)}-{texts[0]}").status_code == 202
+    wait_until(lambda: server.slot()["function"] == "blocks", "the worker is busy")
+    addresses = [f"{text}-{number}" for number, text in enumerate(texts)]
+    for address, text in zip(addresses, texts, strict=True):
+        assert server.post(function, address, {"text": text}).status_code == 202
+    if not {"progress", "kept"} & set(texts):
+        go.touch()
+    return [ended(server, address) for address in addresses]
+
+
+def ended(server: Server, address: str) -> dict[str, Any]:
+    over = ("succeeded", "failed", "timed_out", "cancelled")
+
+    def look() -> dict[str, Any] | None:
+        task = server.task(address)
+        return task if task["state"] in over else None
+
+    found = wait_until(look, f"{address} has ended")
+    assert found is not None
+    return found
+
+
+def test_what_waits_is_run_together_and_each_keeps_what_is_its_own(
+    server: Server, sink: Sink, go: Path
+) -> None:
+    """Address, result, callback, worker; in order; a full batch does not wait for its window."""
+    tasks = run_together(server, go, ["a", "b", "c", "d", "e"])
+    assert [task["state"] for task in tasks] == ["succeeded"] * 5
+    assert [task["result"]["text"] for task in tasks] == ["a", "b", "c", "d", "e"]
+    assert [task["result"]["size"] for task in tasks] == [4, 4, 4, 4, 1]
+    together = [f"{text}-{number}" for number, text in enumerate("abcd")]
+    assert tasks[0]["result"]["addresses"] == together
+    assert {task["attempt"] for task in tasks} == {1}
+    assert len({task["started_at"] for task in tasks[:4]}) == 1
+    sink.wait_for(6)  # with the one that held them up
+    delivered = {d.address: d.json for d in sink.deliveries}
+    assert {a: delivered[a]["text"] for a in together} == dict(zip(together, "abcd", strict=True))
+    logs = server.http.get("/tasks/b-1/logs").text
+    assert "together: a b c d" in logs
+
+
+def test_a_full_batch_waits_for_nobody_and_a_part_of_one_for_its_window(
+    start_server: StartServer,
+) -> None:
+    """Three of three run at once, with a window of 30 s; meanwhile other functions have the worker.
+
+    One alone runs when its window of 0.05 s has closed.
+    """
+    server = start_server("batches.py")
+    assert server.post("patient", "p0", {"text": "0"}).status_code == 202
+    assert server.run("plain", "meanwhile", {"text": "x"})["state"] == "succeeded"
+    assert server.run("together", "alone", {"text": "x"})["result"]["size"] == 1
+    assert server.task("p0")["state"] == "queued"
+    assert server.post("patient", "p1", {"text": "1"}).status_code == 202
+    assert server.run("patient", "p2", {"text": "2"})["result"]["size"] == 3
+    assert server.task("p0")["result"]["text"] == "0"
+
+
+def test_one_result_fails_its_own_task(server: Server, go: Path) -> None:
+    """An exception instance, and a result of another type; the others have theirs."""
+    good, fails, wrong, last = run_together(server, go, ["good", "fail", "wrong", "last"])
+    assert (good["state"], last["state"]) == ("succeeded", "succeeded")
+    assert good["result"]["size"] == 4
+    error = fails["error"]
+    assert (error["reason"], error["exception"], error["message"]) == (
+        "exception", "ValueError", "this one",
+    )  # fmt: skip
+    assert wrong["error"]["reason"] == "invalid_output"
+    assert "returned a Plain; Output was declared" in wrong["error"]["message"]
+    assert "together: good fail wrong last" in error["output"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "message"),
+    [
+        ("raise", "exception", "the batch"),
+        ("short", "invalid_output", "returned 0 results for a batch of 3 inputs"),
+        ("number", "invalid_output", "has a batch_size and returned a int"),
+        ("current_task", "exception", "current_tasks()"),
+    ],
+)
+def test_what_concerns_the_batch_fails_all_of_it(
+    server: Server, go: Path, text: str, reason: str, message: str
+) -> None:
+    tasks = run_together(server, go, ["one", text, "three"])
+    for task in tasks:
+        assert (task["state"], task["error"]["reason"]) == ("failed", reason)
+        assert message in task["error"]["message"]
+    assert server.run("plain", "next")["state"] == "succeeded"
+
+
+def test_only_the_guilty_one_fails_when_a_batch_kills_its_worker(server: Server, go: Path) -> None:
+    """The others run again, each alone, as another attempt; later tasks are batched again."""
+    tasks = run_together(server, go, ["one", "two", "kill", "four"])
+    assert [task["state"] for task in tasks] == ["succeeded", "succeeded", "failed", "succeeded"]
+    assert [task["attempt"] for task in tasks] == [2, 2, 2, 2]
+    assert [task["result"]["size"] for task in tasks if task["result"]] == [1, 1, 1]
+    assert tasks[2]["error"]["reason"] == "worker_died"
+    assert tasks[2]["error"]["signal"] == 9
+    again = run_together(server, go, ["five", "six"])
+    assert [task["result"]["size"] for task in again] == [2, 2]
+
+
+def test_the_deadline_is_that_of_the_batch(server: Server, go: Path) -> None:
+    """All have timed out, with the stack; with a grace they are asked together, in vain or not."""
+    for task in run_together(server, go, ["a", "b"], "hangs"):
+        assert task["state"] == "timed_out"
+        assert "in hangs" in task["error"]["stack"]
+    first, second = run_together(server, go, ["c", "d"], "stops")
+    for task in (first, second):
+        assert task["state"] == "timed_out"
+        assert task["error"]["message"].endswith("it was asked to stop, and did")
+    pid = first["worker"]["pid"]
+    assert server.run("together", "after", {"text": "x"})["result"]["pid"] == pid  # it was spared
+
+
+def test_a_cancelled_task_leaves_its_batch_and_the_others_run_again(
+    server: Server, go: Path
+) -> None:
+    """They have another attempt, and lose nothing. Progress is each task's own."""
+    go.unlink(missing_ok=True)
+    server.post("blocks", "gate")
+    wait_until(lambda: server.slot()["function"] == "blocks", "the worker is busy")
+    for number in range(3):
+        server.post("together", f"t{number}", {"text": "progress"})
+    server.http.delete("/tasks/gate")  # and so the worker is another one
+    wait_until(lambda: server.task("t0")["progress"], "progress")
+    assert server.task("t0")["progress"]["message"] == "half of t0"
+    assert server.task("t1")["progress"] is None
+    assert server.slot()["task_address"] == "t0"
+    assert server.http.delete("/tasks/t1").json()["state"] == "cancelled"
+    go.touch()
+    kept = [ended(server, "t0"), ended(server, "t2")]
+    assert [(task["state"], task["attempt"]) for task in kept] == [("succeeded", 2)] * 2
+    assert server.task("t1")["state"] == "cancelled"
+
+
+def test_a_batch_that_the_front_left_runs_again(
+    start_server: StartServer, go: Path, tmp_path: Path
+) -> None:
+    """A SIGKILL of the front in the middle: each task of it is kept, and ends."""
+    settings = {"TEST_GO": str(go), "OGPU_STATE_DIR": str(tmp_path / "state")}
+    server = start_server("batches.py", **settings)
+    for number in range(2):
+        server.post("together", f"t{number}", {"text": "progress"})
+    wait_until(lambda: server.task("t0")["progress"], "they run")
+    server.process.kill()
+    server.wait_exit()
+    go.touch()
+    server = start_server("batches.py", **settings)
+    tasks = [ended(server, f"t{number}") for number in range(2)]
+    assert [(task["state"], task["attempt"]) for task in tasks] == [("succeeded", 2)] * 2
+
+
+def test_the_innocent_have_their_results_whatever_else_is_in_their_batches(
+    start_server: StartServer, sink: Sink
+) -> None:
+    """Forty tasks at once for two workers, some of which kill theirs: each ends once, and right."""
+    server = start_server("batches.py", CALLBACK_URL=sink.url, OGPU_WORKERS=2)
+    texts = random.Random(7).choices(["good", "fail", "kill"], [6, 2, 1], k=40)
+    for number, text in enumerate(texts):
+        assert server.post("together", f"t{number}", {"text": text}).status_code == 202
+    tasks = [ended(server, f"t{number}") for number in range(len(texts))]
+    reasons = {"good": None, "fail": "exception", "kill": "worker_died"}
+    found = [task["error"] and task["error"]["reason"] for task in tasks]
+    assert found == [reasons[text] for text in texts]
+    sink.wait_for(texts.count("good"))
+    assert len({d.address for d in sink.deliveries}) == len(sink.deliveries) == texts.count("good")
+
+
+def test_batches_are_counted(server: Server, go: Path) -> None:
+    """`ogpu_batch_size` in /metrics: how many tasks ran together, by function."""
+    run_together(server, go, ["a", "b", "c"])
+    text = server.http.get("/metrics").text
+    assert 'ogpu_batch_size_sum{function="together"} 3.0' in text
+    assert 'ogpu_batch_size_count{function="together"} 1.0' in text
+    assert 'function="blocks"' not in text.partition("ogpu_batch_size")[2].partition("# HELP")[0]

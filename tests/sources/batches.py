@@ -1,0 +1,106 @@
+"""Handlers that take several tasks at once, and what can go wrong with them.
+
+``text`` of an input says what is to happen to it; every output says how many ran together.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from pydantic import BaseModel
+
+import ogpu.service
+
+GO = Path(os.environ.get("TEST_GO", "/nonexistent"))
+
+
+class Input(BaseModel):
+    text: str = ""
+
+
+class Output(BaseModel):
+    text: str
+    size: int
+    pid: int
+    addresses: list[str]
+
+
+class Plain(BaseModel):
+    text: str = ""
+
+
+def report_and_wait() -> None:
+    tasks = ogpu.service.current_tasks()
+    tasks[0].progress(0.5, f"half of {tasks[0].address}")
+    while not GO.exists():
+        time.sleep(0.01)
+
+
+def raise_one() -> None:
+    raise RuntimeError("the batch")
+
+
+# What the text of one input does to the whole batch; what comes of it is returned, if anything.
+SPOILS = {
+    "progress": report_and_wait,
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "raise": raise_one,
+    "short": list,
+    "number": lambda: 0,
+    "current_task": ogpu.service.current_task,
+}
+
+
+@ogpu.service.expose(timeout=20, batch_size=4, batch_window=0.05)
+def together(items: list[Input]) -> list[Output]:
+    print("together:", *(item.text for item in items))
+    for item in items:
+        spoilt = SPOILS.get(item.text, lambda: None)()
+        if spoilt is not None:
+            return spoilt
+    return [result(item, len(items)) for item in items]
+
+
+def result(item: Input, size: int) -> Output | Plain | Exception:
+    if item.text == "fail":
+        return ValueError("this one")
+    if item.text == "wrong":
+        return Plain()
+    addresses = [task.address for task in ogpu.service.current_tasks()]
+    return Output(text=item.text, size=size, pid=os.getpid(), addresses=addresses)
+
+
+@ogpu.service.expose(timeout=20, batch_size=3, batch_window=30)
+async def patient(items: list[Input]) -> list[Output]:
+    return [Output(text=i.text, size=len(items), pid=os.getpid(), addresses=[]) for i in items]
+
+
+@ogpu.service.expose(timeout=0.3, batch_size=4, batch_window=0.05)
+def hangs(items: list[Input]) -> list[Output]:
+    time.sleep(3600)
+    return []
+
+
+@ogpu.service.expose(timeout=0.3, grace=20, batch_size=4, batch_window=0.05)
+def stops(items: list[Input]) -> list[Output]:
+    try:
+        time.sleep(3600)
+    except ogpu.service.TaskTimeout:
+        print("stopped")
+    return [Output(text=i.text, size=len(items), pid=os.getpid(), addresses=[]) for i in items]
+
+
+@ogpu.service.expose()
+def plain(item: Plain) -> Plain:
+    return item
+
+
+@ogpu.service.expose()
+def blocks(item: Plain) -> Plain:
+    while not GO.exists():
+        time.sleep(0.01)
+    return item
+
+
+ogpu.service.start()
