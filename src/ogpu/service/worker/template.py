@@ -3,17 +3,11 @@
 Runs as a child of the front: forked from it at start(), or as a fresh interpreter, where a fork is
 not safe or where the first template was lost. Every worker is its child, whichever way it was made.
 
-1. Launch arrives: make the channel and the output pipe, fork; the child leads its own session and
-   becomes the worker (method fork) or executes a fresh interpreter (method spawn). The front's
-   ends, the file for the worker's stacks and its pidfd go to the front with Launched.
-2. SIGCHLD: a worker is dead, but not reaped, so its pid is still its own. Kill its process group,
-   reap it, then kill every orphan. Workers are subreapers: what a worker's process tree loses stays
-   below that worker while it lives, and comes here when it dies. So any child here that is not a
-   living worker is what a dead one has left, however it tried to escape (setsid, double fork,
-   another environment).
-3. Nothing of it is left: say Gone. A process that SIGKILL cannot end keeps its own worker from
-   being Gone, and no other.
-4. The control socket ends: the front is dead or done. Kill all, wait (bounded), exit.
+1. Launch arrives: a worker is made (``birth.py``), by a fork of this process, or, where it imported
+   nothing or a fork is not safe, as a fresh interpreter.
+2. SIGCHLD: a worker is dead. It is reaped, and what it has left is killed (``burial.py``); when
+   nothing of it is left, the front is told.
+3. The control socket ends: the front is dead or done. Kill all, wait (bounded), exit.
 
 If the template itself is killed, the kernel kills the workers (PR_SET_PDEATHSIG), and the front,
 to which their orphans go, kills those.
@@ -29,30 +23,19 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
 
 import setproctitle
 
 from .. import wire
 from ..errors import WireError
-from ..processes import (
-    become_subreaper,
-    die_with_parent,
-    own_children,
-    wake_at_parents_death,
-)
-from . import output, spawned, stacks
-from .loop import run_worker
-
-SignalHandler = Callable[[int, FrameType | None], Any] | int
+from ..processes import become_subreaper, wake_at_parents_death
+from . import spawned
+from .birth import Births, SignalHandler
+from .burial import Burials
 
 # Ctrl-C and a closing terminal reach the whole foreground group; only the front acts on them, and
 # ends this process.
@@ -103,21 +86,6 @@ def exec_template(prepared: str, start_method: str) -> tuple[int, socket.socket]
             raise
 
 
-@dataclass(frozen=True)
-class _Worker:
-    slot: int
-    generation: int
-    pid: int
-
-
-@dataclass
-class _Burial:
-    """Workers that died together, and the orphans that keep them from being Gone."""
-
-    dead: list[wire.Gone] = field(default_factory=list)
-    orphans: set[int] = field(default_factory=set)
-
-
 class Template:
     """The template's loop.
 
@@ -136,14 +104,10 @@ class Template:
         hazard: str | None = None,
     ) -> None:
         self._control = control
-        self._method = method
-        self._prepared = prepared
-        self._hazard = hazard
+        self._ready = wire.TemplateReady(method, hazard)
         self._temp_base: Path | None = None
-        self._pid = os.getpid()
-        self._sources = own_children()  # what the source started when it was imported here
-        self._workers: dict[int, _Worker] = {}  # by pid, and so are the orphans: we alone reap
-        self._burials: list[_Burial] = []
+        self._births = Births(method, prepared, self._tell, self._drop_descriptors)
+        self._burials = Burials(self._tell)
         self._signal_handlers: dict[signal.Signals, SignalHandler] = {}
         self._selector = selectors.DefaultSelector()
         self._wakeups, self._wake = socket.socketpair()
@@ -158,7 +122,7 @@ class Template:
         gc.freeze()
         self._selector.register(self._control, selectors.EVENT_READ)
         self._selector.register(self._wakeups, selectors.EVENT_READ)
-        self._tell(wire.TemplateReady(self._method, self._hazard))
+        self._tell(self._ready)
         try:
             while self._step(None):
                 pass
@@ -186,7 +150,7 @@ class Template:
             else:
                 with contextlib.suppress(BlockingIOError):
                     self._wakeups.recv(4096)
-                self._bury()
+                self._burials.bury()
         return front_is_there
 
     def _obey(self) -> bool:
@@ -205,128 +169,11 @@ class Template:
             self._tell(wire.LaunchFailed(order.slot, order.generation, str(error)))
         return True
 
-    # --- making workers
-
     def _launch(self, order: wire.Launch) -> None:
         if order.temp_dir is not None:
             self._temp_base = Path(order.temp_dir).parent
-        with ExitStack() as ours:  # what is made here is closed here, in this process
-            fronts_channel, workers_channel = map(ours.enter_context, socket.socketpair())
-            output_read, output_write = os.pipe()
-            ours.callback(os.close, output_read)
-            ours.callback(os.close, output_write)
-            stacks_fd = stacks.make_file()
-            ours.callback(os.close, stacks_fd)
-            pid = os.fork()
-            if pid == 0:
-                # Held open here, it would keep the worker from ever seeing the front's end close.
-                fronts_channel.close()
-                os.close(output_read)
-                self._become_worker(order, workers_channel, output_write, stacks_fd)
-            try:
-                pidfd = os.pidfd_open(pid)
-                ours.callback(os.close, pidfd)
-                launched = wire.Launched(order.slot, order.generation, pid)
-                self._tell(launched, [fronts_channel.fileno(), output_read, stacks_fd, pidfd])
-            except OSError:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise
-            self._workers[pid] = _Worker(order.slot, order.generation, pid)
-
-    def _become_worker(
-        self, order: wire.Launch, channel: socket.socket, output_fd: int, stacks_fd: int
-    ) -> NoReturn:
-        """Live as a worker: the new process runs this, and nothing after it."""
-        try:
-            die_with_parent(self._pid)
-            os.setsid()
-            become_subreaper()
-            output.take_over(output_fd)
-            _be_the_first_to_go()
-            signal.set_wakeup_fd(-1)
-            for number, handler in self._signal_handlers.items():
-                signal.signal(number, handler)
-            _use_temp_dir(order.temp_dir)
-            if self._method == "spawn":
-                assert self._prepared is not None
-                for descriptor in (channel.fileno(), stacks_fd):
-                    os.set_inheritable(descriptor, True)
-                command = spawned.worker_command(channel.fileno(), stacks_fd, self._prepared, order)
-                os.execv(command[0], command)  # noqa: S606 - our own command, no shell
-            self._drop_descriptors()
-            stacks.arm(stacks_fd)
-            setproctitle.setproctitle(f"ogpu-service: worker {order.slot}")
-            os._exit(run_worker(order, channel))
-        except BaseException:  # noqa: BLE001 - seen by the front as this worker's output and death
-            traceback.print_exc()
-        finally:
-            os._exit(70)
-
-    def _drop_descriptors(self) -> None:
-        """Close what is the template's: in a worker, the control socket would hide its end."""
-        for owned in (self._control, self._selector, self._wakeups, self._wake):
-            owned.close()
-
-    # --- burying them
-
-    def _bury(self) -> None:
-        """Reap every child that has ended, and kill what dead workers have left."""
-        burial = _Burial()
-        while self._reap(burial):
-            pass
-        known = self._sources.union(self._workers, *(b.orphans for b in self._burials))
-        while True:
-            found = own_children() - known - burial.orphans
-            burial.orphans |= found
-            for pid in found:
-                self._kill(pid)
-            # A worker that died before the look at the children has orphans among those found.
-            if not self._reap(burial):
-                break
-        if burial.dead or burial.orphans:
-            self._burials.append(burial)
-        for done in [b for b in self._burials if not b.orphans]:
-            self._burials.remove(done)
-            for gone in done.dead:
-                self._tell(gone)
-
-    def _reap(self, burial: _Burial) -> bool:
-        """Reap one child that has ended; return False when there is none."""
-        try:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        if ended is None:
-            return False
-        pid = ended.si_pid
-        worker = self._workers.pop(pid, None)
-        if worker is not None:
-            # No such group: it died before setsid(). No permission: it runs as another user.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        if worker is not None:
-            code = os.waitstatus_to_exitcode(status)
-            burial.dead.append(wire.Gone.with_code(worker.slot, worker.generation, code))
-        for earlier in self._burials:
-            if pid in earlier.orphans:
-                # What it had itself is found next, and belongs to the same dead worker.
-                earlier.orphans.discard(pid)
-                burial.dead += earlier.dead
-                earlier.dead = []
-                burial.orphans |= earlier.orphans
-                earlier.orphans = set()
-        burial.orphans.discard(pid)
-        self._sources.discard(pid)  # it is reaped, and its pid may be given to anybody
-        return True
-
-    @staticmethod
-    def _kill(pid: int) -> None:
-        try:
-            os.kill(pid, signal.SIGKILL)  # our child, and not reaped: the pid is its own
-        except PermissionError as error:  # it runs as another user: Gone waits for its own end
-            sys.stderr.write(f"cannot kill process {pid}, left by a worker: {error}\n")
+        born = self._births.make(order, self._signal_handlers)
+        self._burials.workers[born.pid] = born
 
     # --- the end
 
@@ -335,14 +182,18 @@ class Template:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self._control, [wire.encode_header(message)], descriptors or [])
 
+    def _drop_descriptors(self) -> None:
+        """Close what is the template's: in a worker, the control socket would hide its end."""
+        for owned in (self._control, self._selector, self._wakeups, self._wake):
+            owned.close()
+
     def _shut_down(self) -> None:
         self._selector.unregister(self._control)
-        for pid in [*self._workers, *(self._sources & own_children())]:
-            self._kill(pid)
+        self._burials.kill_all()
         limit = time.monotonic() + _SHUTDOWN_LIMIT_S
-        while (self._workers or self._burials) and time.monotonic() < limit:
+        while not self._burials.is_over and time.monotonic() < limit:
             self._step(0.1)
-            self._bury()
+            self._burials.bury()
         front_is_there = self._can_tell()
         self._drop_descriptors()
         if self._temp_base is not None and not front_is_there:  # else it does so itself
@@ -351,27 +202,12 @@ class Template:
     def _can_tell(self) -> bool:
         """Tell whether the front still hears: it closes its socket last, or with its death."""
         try:
-            ready = wire.TemplateReady(self._method, self._hazard)
-            self._control.send(wire.encode_header(ready), socket.MSG_DONTWAIT)
+            self._control.send(wire.encode_header(self._ready), socket.MSG_DONTWAIT)
         except BlockingIOError:
             return True
         except OSError:
             return False
         return True
-
-
-def _be_the_first_to_go() -> None:
-    """Let the kernel kill this process, and not front or template, when memory runs out."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(
-            "500", encoding="ascii"
-        )  # proc_pid_oom_score_adj(5)
-
-
-def _use_temp_dir(temp_dir: str | None) -> None:
-    if temp_dir is not None:
-        os.environ["TMPDIR"] = temp_dir
-        tempfile.tempdir = None  # what it was is remembered, if the source has asked for it
 
 
 def _be_woken(_: int, __: FrameType | None) -> None:
