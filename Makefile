@@ -16,6 +16,8 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile.*
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.*.yml
 
 smoke: $(VENV)/installed     ## a part of the suite on every other Python 3.10 to 3.13 found here
 	$(BIN)/nox --session smoke
