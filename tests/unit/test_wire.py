@@ -16,6 +16,17 @@ from ogpu.service.errors import WireError
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=50)
 MESSAGES = st.one_of(
     st.builds(
+        wire.Launch,
+        slot=st.integers(0, 9),
+        generation=st.integers(1, 9),
+        max_result_bytes=st.integers(1, 2**31),
+        max_rss_bytes=st.none() | st.integers(1, 2**40),
+        temp_dir=st.none() | TEXT,
+        log_level=TEXT,
+        may_spin=st.booleans(),
+        environment=st.dictionaries(TEXT, TEXT, max_size=3),
+    ),
+    st.builds(
         wire.Run,
         run=st.integers(0, 2**53),
         function=TEXT,

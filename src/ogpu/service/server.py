@@ -119,7 +119,7 @@ def _serve(settings: Settings) -> None:
         scratch = ScratchFolders()
         stack.callback(scratch.close)
         launcher = Launcher(template, make_another, settings, sources)
-        launcher.launch(0, _FIRST_GENERATION, scratch.make(0, _FIRST_GENERATION))
+        launcher.launch(0, _FIRST_GENERATION, scratch.make(0, _FIRST_GENERATION), {})
         enable_sentry()
 
         import uvloop  # noqa: PLC0415 - the front's libraries are not for template and workers

@@ -74,6 +74,11 @@ class Launch:
     temp_dir: str | None  # a folder of its own, which is there
     log_level: str
     may_spin: bool  # wait for the next order awake, for a moment
+    environment: dict[str, str]  # variables of its own, beside those of the template
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for pair in self.environment.items() for text in pair):
+            raise TypeError("an environment is names and values")
 
 
 # --- template → front
@@ -228,7 +233,10 @@ Message = (
 )
 _TYPES: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Message)}
 _FIELD_TYPES = {
-    name: [list if get_origin(t) is list else t for t in get_type_hints(kind).values()]
+    name: [
+        get_origin(hint) if get_origin(hint) in (list, dict) else hint
+        for hint in get_type_hints(kind).values()
+    ]
     for name, kind in _TYPES.items()
 }
 _FIELD_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in _TYPES.values()}
@@ -249,9 +257,9 @@ def decode_header(header: bytes) -> Message:
     """
     try:
         name, *values = from_json(header)
-        message: Message = _TYPES[name](*values)
         if not all(map(isinstance, values, _FIELD_TYPES[name])):
             raise TypeError("a field has the wrong type")  # noqa: TRY301 - one way out for all
+        message: Message = _TYPES[name](*values)
     except (ValueError, TypeError, KeyError) as error:
         raise WireError(f"not a message of protocol {PROTOCOL_VERSION}: {header[:80]!r}") from error
     return message

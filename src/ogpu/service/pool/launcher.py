@@ -80,8 +80,13 @@ class Launcher:
         self._import_timer: asyncio.TimerHandle | None = None
         self._hunted_s = -WATCH_EVERY_S  # when orphans were looked for last
 
-    def launch(self, slot: int, generation: int, temp_dir: str | None) -> None:
-        """Order a worker. May be called before ``listen``: the template works in the meantime."""
+    def launch(
+        self, slot: int, generation: int, temp_dir: str | None, environment: dict[str, str]
+    ) -> None:
+        """Order a worker, with variables of its own.
+
+        May be called before ``listen``: the template works in the meantime.
+        """
         order = wire.Launch(
             slot,
             generation,
@@ -90,6 +95,7 @@ class Launcher:
             temp_dir,
             self._settings.log_level,
             self._may_spin,
+            environment,
         )
         self._unsent.append(wire.encode_header(order))
         if self._is_up:

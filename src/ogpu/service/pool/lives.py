@@ -127,7 +127,7 @@ class Lives:
             slot.move(SlotState.STARTING)
         self._begin_worker(slot)
         temp_dir = self._scratch.make(slot.index, slot.generation)
-        self._launcher.launch(slot.index, slot.generation, temp_dir)
+        self._launcher.launch(slot.index, slot.generation, temp_dir, {})
 
     def _begin_worker(self, slot: Slot) -> None:
         slot.begin_worker()

@@ -107,6 +107,7 @@ class Births:
             signal.set_wakeup_fd(-1)
             for number, handler in signal_handlers.items():
                 signal.signal(number, handler)
+            os.environ.update(order.environment)  # before any import that the source makes here
             _use_temp_dir(order.temp_dir)
             if self._method == "spawn":
                 assert self._prepared is not None
