@@ -10,11 +10,15 @@ from pathlib import Path
 import ogpu.service
 
 HOUSE = Path(ogpu.service.__file__).parent
-LEAVES = {"task", "wire", "config", "errors", "logger", "processes", "role", "backoff", "handler"}
+LEAVES = {
+    "task", "wire", "config", "errors", "logger", "processes", "role", "backoff", "handler",
+    "cgroups",
+}  # fmt: skip
 FRONT_LEAVES = LEAVES | {"ending", "events", "metrics"}
 ALLOWED = {
     "http": {"http", "pool", "journal", "outbox"} | FRONT_LEAVES,
-    "pool": {"pool", "journal"} | FRONT_LEAVES,
+    "pool": {"pool", "devices", "journal"} | FRONT_LEAVES,
+    "devices": {"devices", "config", "errors", "logger", "cgroups"},
     "outbox": {"outbox", "journal"} | FRONT_LEAVES,
     "journal": {"journal", "task", "ending", "errors", "logger", "metrics"},
     "worker": {"worker", "wire", "handler", "errors", "logger", "processes", "role", "context"},

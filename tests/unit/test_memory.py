@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ogpu.service import wire
+from ogpu.service.cgroups import find_cgroup
 from ogpu.service.errors import FailureReason
 from ogpu.service.pool import memory
 from ogpu.service.pool.evidence import describe_end, worker_died
@@ -16,7 +17,8 @@ from ogpu.service.pool.memory import (
     NOT_ASKED,
     MemoryEvidence,
     OutOfMemoryCounter,
-    find_memory_cgroup,
+    count_file,
+    limit_files,
     parse_kills,
     parse_limit,
 )
@@ -108,7 +110,7 @@ NOWHERE = [
     ("cgroups", "mountinfo", "place"), [p[1:] for p in PLACES], ids=[p[0] for p in PLACES]
 )
 def test_the_memory_cgroup_is_found(cgroups: str, mountinfo: str, place: tuple[int, str]) -> None:
-    found = find_memory_cgroup(cgroups, mountinfo)
+    found = find_cgroup("memory", cgroups, mountinfo)
     assert (found.version, str(found.folder)) == place
 
 
@@ -117,7 +119,7 @@ def test_the_memory_cgroup_is_found(cgroups: str, mountinfo: str, place: tuple[i
 )
 def test_where_there_is_none_it_is_said(cgroups: str, mountinfo: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        find_memory_cgroup(cgroups, mountinfo)
+        find_cgroup("memory", cgroups, mountinfo)
 
 
 def test_the_count_of_both_versions_is_read() -> None:
@@ -145,8 +147,8 @@ _TEXTS = st.one_of(st.text(), st.lists(_WORDS, max_size=40).map("".join))
 @given(_TEXTS, _TEXTS)
 def test_any_text_is_a_value_or_a_value_error(one: str, other: str) -> None:
     for parse in (
-        lambda: find_memory_cgroup(one, other).count_file,
-        lambda: list(find_memory_cgroup("0::/a/b", one + V2_MOUNT).limit_files),
+        lambda: count_file(find_cgroup("memory", one, other)),
+        lambda: list(limit_files(find_cgroup("memory", "0::/a/b", one + V2_MOUNT))),
         lambda: parse_kills(one),
         lambda: parse_limit(one),
     ):

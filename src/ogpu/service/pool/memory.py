@@ -19,11 +19,12 @@ memory.max) and cgroup-v1/memory.rst (memory.oom_control, memory.limit_in_bytes)
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from ..cgroups import Cgroup, cgroup_of, read_text
 
 LOOK_EVERY_S = 1.0
 # From the kill to Gone: a process gives back a hundred gigabytes, and a GPU, before it is dead.
@@ -32,7 +33,6 @@ EXPLAINS_FOR_S = 30.0
 _MAX_UNEXPLAINED = 1000
 # v1 says "no limit" as the largest number of pages that a long can count in bytes.
 _NO_LIMIT_BYTES = 1 << 62
-_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
@@ -52,27 +52,15 @@ class MemoryEvidence:
 NOT_ASKED = MemoryEvidence(out_of_memory=False)
 
 
-@dataclass(frozen=True)
-class MemoryCgroup:
-    """Where a memory cgroup is seen: its folder, below ``mount_point``, in version 1 or 2."""
+def count_file(cgroup: Cgroup) -> Path:
+    """Return the file that has the count of kills."""
+    return Path(cgroup.folder, "memory.events" if cgroup.version == 2 else "memory.oom_control")
 
-    version: int
-    folder: PurePosixPath
-    mount_point: PurePosixPath
 
-    @property
-    def count_file(self) -> Path:
-        """The file that has the count of kills."""
-        return Path(self.folder, "memory.events" if self.version == 2 else "memory.oom_control")
-
-    @property
-    def limit_files(self) -> Iterator[Path]:
-        """The files with the limits that hold here: the cgroup's own, and those above it."""
-        name = "memory.max" if self.version == 2 else "memory.limit_in_bytes"
-        for folder in (self.folder, *self.folder.parents):
-            yield Path(folder, name)
-            if folder == self.mount_point:
-                return
+def limit_files(cgroup: Cgroup) -> Iterator[Path]:
+    """Return the files with the limits that hold: the cgroup's own, and those above it."""
+    name = "memory.max" if cgroup.version == 2 else "memory.limit_in_bytes"
+    return (folder / name for folder in cgroup.folders)
 
 
 class OutOfMemoryCounter:
@@ -83,12 +71,12 @@ class OutOfMemoryCounter:
     """
 
     def __init__(self, proc: Path = Path("/proc/self")) -> None:
-        self._cgroup: MemoryCgroup | None = None
+        self._cgroup: Cgroup | None = None
         self._count: int | None = None
         self._why_unknown: str | None = None
         self._unexplained: list[float] = []  # when kills were seen that explain no death yet
         try:
-            self._cgroup = find_memory_cgroup(_read(proc / "cgroup"), _read(proc / "mountinfo"))
+            self._cgroup = cgroup_of(proc, "memory")
         except (OSError, ValueError) as error:
             self._why_unknown = _in_words(error)
         self.look()
@@ -104,7 +92,7 @@ class OutOfMemoryCounter:
         if self._cgroup is None:
             return
         try:
-            count = parse_kills(_read(self._cgroup.count_file))
+            count = parse_kills(read_text(count_file(self._cgroup)))
         except (OSError, ValueError) as error:
             self._count, self._why_unknown = None, _in_words(error)
             return
@@ -126,57 +114,12 @@ class OutOfMemoryCounter:
 
     def _read_limit(self) -> int | None:
         limits = []
-        for file in self._cgroup.limit_files if self._cgroup else ():
+        for file in limit_files(self._cgroup) if self._cgroup else ():
             try:
-                limits.append(parse_limit(_read(file)))
+                limits.append(parse_limit(read_text(file)))
             except (OSError, ValueError):  # the root has none in v2, and it is for a message only
                 continue
         return min((limit for limit in limits if limit is not None), default=None)
-
-
-def find_memory_cgroup(cgroups: str, mounts: str) -> MemoryCgroup:
-    """Find the memory cgroup of a process from its /proc files ``cgroup`` and ``mountinfo``.
-
-    Raises:
-        ValueError: it has none, or no mount shows it; the message says which.
-    """
-    version, path = _memory_path(cgroups)
-    for mount in mounts.split("\n"):
-        # proc_pid_mountinfo(5): id, parent, device, root, mount point, options, optional fields;
-        # then, after a hyphen, the file system's type, the source, and its own options.
-        place, _, kind = mount.partition(" - ")
-        fields, kinds = place.split(" "), kind.split(" ")
-        if len(fields) < 5 or len(kinds) < 3:
-            continue
-        if version == 2:
-            has_memory = kinds[0] == "cgroup2"
-        else:
-            has_memory = kinds[0] == "cgroup" and "memory" in kinds[2].split(",")
-        root, mount_point = (PurePosixPath(_unescape(field)) for field in fields[3:5])
-        # A container sees a part of the hierarchy; and a root such as "/.." is one that was
-        # mounted outside of this cgroup namespace (cgroup_namespaces(7)).
-        if has_memory and path.is_relative_to(root) and ".." not in path.relative_to(root).parts:
-            return MemoryCgroup(version, mount_point / path.relative_to(root), mount_point)
-    raise ValueError(f"no mount of cgroup v{version} shows the memory cgroup {path}")
-
-
-def _memory_path(cgroups: str) -> tuple[int, PurePosixPath]:
-    """Return version and path of the memory cgroup.
-
-    Where both versions are mounted, the memory controller is in one of them: in v1 if a line there
-    names it.
-    """
-    unified = None
-    for line in cgroups.split("\n"):
-        hierarchy, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if "memory" in controllers.split(","):
-            return 1, PurePosixPath(path)
-        if (hierarchy, controllers) == ("0", "") and path:
-            unified = PurePosixPath(path)
-    if unified is None:
-        raise ValueError("this process is in no memory cgroup")
-    return 2, unified
 
 
 def parse_kills(text: str) -> int:
@@ -202,15 +145,6 @@ def parse_limit(text: str) -> int | None:
     if limit == "max":
         return None
     return int(limit) if int(limit) < _NO_LIMIT_BYTES else None
-
-
-def _unescape(field: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
-
-
-def _read(file: Path) -> str:
-    # A path that is no UTF-8 is not found then, and the message about it can be stored.
-    return file.read_text(encoding="utf-8", errors="backslashreplace")
 
 
 def _in_words(error: OSError | ValueError) -> str:

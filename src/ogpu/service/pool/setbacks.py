@@ -19,11 +19,11 @@ from typing import Protocol
 
 from ..backoff import RESTART_BACKOFF
 from ..config import Settings
+from ..devices.files import LOOK_EVERY_S, DeviceFiles
 from ..errors import FirstInitError, PoolBrokenError
 from ..logger import logger
 from .background import Background
 from .budget import CrashBudget
-from .devices import LOOK_EVERY_S, DeviceFiles
 from .slot import Slot, SlotState
 
 
