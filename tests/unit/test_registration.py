@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Iterator
 from typing import Any, List  # noqa: UP035 - as sources of Python 3.8 have it
 
 import pytest
@@ -15,6 +18,23 @@ class Model(BaseModel):
     text: str = ""
 
 
+class Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(record)
+
+
+@pytest.fixture
+def capture_records() -> Iterator[Records]:
+    records = Records()
+    ogpu.service.logger.addHandler(records)
+    yield records
+    ogpu.service.logger.removeHandler(records)
+
+
 @pytest.fixture(autouse=True)
 def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "_handlers", {})
@@ -26,7 +46,7 @@ def test_expose_registers_and_returns_the_function_itself() -> None:
     def predict(data: Model) -> Model:
         return data
 
-    assert handler.get_handlers() == [(predict, Model, Model)]
+    assert handler.registered()["predict"].function is predict
     assert handler.registered()["predict"].timeout_s == 1.5
     assert predict(Model(text="direct")).text == "direct"
 
@@ -209,6 +229,34 @@ def test_the_frozen_registry_functions_work() -> None:
     assert decorators.expose is ogpu.service.expose
 
 
+def test_without_a_pool_a_function_with_a_timeout_gives_up(capture_records: Records) -> None:
+    """What ``get_handlers()`` yields does what it did in 0.2.3, for sources with their own server.
+
+    None after the timeout, and where the handler raises; the log says why.
+    """
+    go_on = threading.Event()
+
+    @ogpu.service.expose(timeout=0.05)
+    def predict(data: Model) -> Model:
+        if data.text == "hang":
+            go_on.wait(10)
+        if data.text == "raise":
+            raise RuntimeError("no such model")
+        return Model(text=threading.current_thread().name)
+
+    ((function, *models),) = handler.get_handlers()
+    assert models == [Model, Model]
+    assert function.__name__ == "predict"
+    assert function(Model()).text != threading.current_thread().name
+    assert function(Model(text="raise")) is None
+    assert function(Model(text="hang")) is None
+    go_on.set()
+    assert [(r.levelname, r.getMessage()) for r in capture_records.seen] == [
+        ("FAIL", "Exception in `predict`: no such model"),
+        ("TIMEOUT", "`predict` timed out after 0.05 seconds"),
+    ]
+
+
 def test_every_frozen_name_is_importable() -> None:
     """Design §3: what deployed sources import or patch stays where it was."""
     from ogpu.service.config import (
@@ -228,7 +276,7 @@ def test_every_frozen_name_is_importable() -> None:
         get_init_handler,
     )
     from ogpu.service.logger import logger
-    from ogpu.service.server import send_callback, start
+    from ogpu.service.server import lifespan, send_callback, start
 
     assert (SERVICE_HOST, SERVICE_PORT) == ("0.0.0.0", 5555)
     assert (SOURCE_ADDRESS, PROVIDER_ADDRESS) == ("0xundefined", "0xundefined")
@@ -236,6 +284,7 @@ def test_every_frozen_name_is_importable() -> None:
     assert SDK_VERSION[0].isdigit()
     assert all(map(callable, (add_handler, add_init_handler, get_handlers, get_init_handler)))
     assert callable(start)
+    assert callable(lifespan)
     assert callable(send_callback)
     assert logger is ogpu.service.logger
 

@@ -6,12 +6,16 @@ children. ``get_handlers`` and its three siblings keep the names and shapes of t
 
 from __future__ import annotations
 
+import functools
 import inspect
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
+
+from .logger import logger
 
 HandlerFunction = Callable[[Any], Any]
 InitFunction = Callable[[], Any]
@@ -77,8 +81,42 @@ def add_handler(
 
 
 def get_handlers() -> list[tuple[HandlerFunction, type[BaseModel], type[BaseModel]]]:
-    """Return ``(function, input model, output model)`` of each handler."""
-    return [(h.function, h.input_model, h.output_model) for h in _handlers.values()]
+    """Return ``(function, input model, output model)`` of each handler.
+
+    For sources that build their own server of them. No pool ends what runs too long there, so a
+    function with a timeout is one that gives up waiting, as in the frozen module.
+    """
+    return [(giving_up(h), h.input_model, h.output_model) for h in _handlers.values()]
+
+
+def giving_up(handler: Handler) -> HandlerFunction:
+    """Return a function that returns None at the handler's timeout, or when the handler raises.
+
+    The handler goes on in its thread: nothing in one process can stop it.
+    """
+    function, timeout_s = handler.function, handler.timeout_s
+    if timeout_s is None or handler.is_async:
+        return function
+
+    @functools.wraps(function)
+    def call(data: BaseModel) -> object:
+        results: list[object] = []
+
+        def run() -> None:
+            try:
+                results.append(function(data))
+            except Exception as error:  # noqa: BLE001 - logged, as the frozen module does
+                logger.task_fail("Exception in `%s`: %s", handler.name, error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(timeout_s)
+        if thread.is_alive():
+            logger.task_timeout("`%s` timed out after %g seconds", handler.name, timeout_s)
+            return None
+        return results[0] if results else None
+
+    return call
 
 
 def add_init_handler(fn: InitFunction) -> None:
