@@ -24,14 +24,14 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import CALLBACK_URL, Settings, describe, load_settings
+from .config import CALLBACK_URL, SERVICE_HOST, SERVICE_PORT, Settings, describe, load_settings
 from .errors import ServiceError
-from .handler import Handler, registered
+from .handler import Handler, get_handlers, get_init_handler, registered
 from .logger import configure_front, enable_sentry, logger
 from .processes import (
     become_subreaper,
@@ -45,6 +45,18 @@ from .role import may_serve
 if TYPE_CHECKING:
     from .journal import Database
     from .pool.launcher import Template
+
+__all__ = [
+    "CALLBACK_URL",
+    "SERVICE_HOST",
+    "SERVICE_PORT",
+    "get_handlers",
+    "get_init_handler",
+    "lifespan",
+    "logger",
+    "send_callback",
+    "start",
+]
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FIRST_GENERATION = 1
@@ -67,8 +79,8 @@ def start(**overrides: object) -> None:
         return
     logger.disabled = False  # a source's dictConfig() or fileConfig() disables it by default
     try:
-        settings = load_settings(**overrides)
-        configure_front(settings.log_level, settings.log_format)
+        settings = load_settings(**{**_assigned(), **overrides})
+        configure_front(settings.wanted_log_level, settings.log_format)
         require_platform()
         open_standard_descriptors()
         raise_descriptor_limit()
@@ -82,13 +94,17 @@ def send_callback(task_address: str, result: dict[str, Any]) -> None:
     """Post a result to ``{CALLBACK_URL}/{task_address}``, once, and wait for the answer.
 
     Kept for sources that call it themselves; the service delivers results through its outbox.
+
+    Raises:
+        ValueError: the result has a NaN or an infinity, which JSON does not have.
+        OSError: there was no answer.
     """
     if not CALLBACK_URL:
         logger.info("No callback address configured, skipping callback for task: %s", task_address)
         return
     request = urllib.request.Request(  # noqa: S310 - the operator's own URL
         f"{CALLBACK_URL}/{task_address}",
-        data=json.dumps(result).encode(),
+        data=json.dumps(result, allow_nan=False).encode(),
         headers={"content-type": "application/json"},
         method="POST",
     )
@@ -97,6 +113,41 @@ def send_callback(task_address: str, result: dict[str, Any]) -> None:
             logger.info("Callback sent for task: %s", task_address)
     except urllib.error.HTTPError as error:
         logger.error("Failed to send callback: %s %s", error.code, error.reason)
+
+
+@asynccontextmanager
+async def lifespan(_: object) -> AsyncIterator[None]:
+    """Run the init function, as the lifespan of a web application.
+
+    Kept for sources that build their own application from ``get_handlers()``; ``start()`` has no
+    use for it.
+    """
+    function = get_init_handler()
+    if function is not None:
+        logger.info("Executing init function: `%s`", function.__name__)
+        try:
+            function()
+        except Exception as error:
+            logger.error("Init function `%s` failed: %s", function.__name__, error)
+            raise
+        logger.info("Init function `%s` completed successfully", function.__name__)
+    logger.info("Connected to OpenGPU Service 🔵")
+    logger.info("API docs: http://%s:%d/docs", SERVICE_HOST, SERVICE_PORT)
+    yield
+
+
+_AT_IMPORT = {"callback_url": CALLBACK_URL, "host": SERVICE_HOST, "port": SERVICE_PORT}
+_send_callback = send_callback
+
+
+def _assigned() -> dict[str, object]:
+    """Return what the source has assigned to constants of this module, as settings.
+
+    The frozen start() read them here (and not in ``config``), so assigning to them is how sources
+    set the port; it won over the environment there, and does here.
+    """
+    now = {"callback_url": CALLBACK_URL or None, "host": SERVICE_HOST, "port": SERVICE_PORT}
+    return {name: value for name, value in now.items() if value != (_AT_IMPORT[name] or None)}
 
 
 def _serve(settings: Settings) -> None:
@@ -157,6 +208,11 @@ def _announce(settings: Settings, handlers: dict[str, Handler]) -> None:
         timeout_s = handler.timeout_s or settings.task_timeout
         limit = "no timeout" if timeout_s is None else f"timeout {timeout_s:g} s"
         logger.info("Registered endpoint → /run/%s/{task_address} (%s)", name, limit)
+    if send_callback is not _send_callback:
+        logger.warning(
+            "The source has replaced ogpu.service.server.send_callback, which is not called here: "
+            "results go to CALLBACK_URL by themselves. What it did belongs into the handlers."
+        )
 
 
 def _make_template(start_method: str) -> tuple[Template, Callable[[], Template]]:
