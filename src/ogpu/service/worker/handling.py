@@ -11,11 +11,13 @@ concerns all of them (an exception that was raised, a list of another length) fa
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
 
 from .. import wire
 from ..errors import FailureReason
@@ -111,10 +113,10 @@ class Handling:
 
     def _serialise(self, handler: Handler, result: object) -> bytes:
         name, wanted = handler.name, handler.output_model.__name__
-        if not isinstance(result, handler.output_model):
+        if not isinstance(result, _origin(handler.output_model)):
             raise _InvalidOutputError(f"`{name}` returned {_told(result)}; {wanted} was declared")
         try:
-            serialised = result.model_dump_json().encode()
+            serialised = _as_json(result)
         except Exception as error:
             raise _InvalidOutputError(
                 f"the result of `{name}` cannot be written as JSON: {message_of(error)}"
@@ -127,10 +129,33 @@ class Handling:
         return serialised
 
 
+_adapter = functools.cache(TypeAdapter[BaseModel])  # making one takes longer than using it
+
+
+def _origin(model: type[BaseModel]) -> type[BaseModel]:
+    """Return the generic model that ``Page[Item]`` was made of: ``Page(...)`` is one, too."""
+    origin: type[BaseModel] | None = model.__pydantic_generic_metadata__["origin"]
+    return origin or model
+
+
+def _as_json(result: BaseModel) -> bytes:
+    # The frozen module delivers model_dump(), which sources override (to leave out what is None).
+    if type(result).model_dump is BaseModel.model_dump:
+        return result.model_dump_json().encode()
+    return to_json(result.model_dump(), inf_nan_mode="null")
+
+
 def _read_input(handler: Handler, input_json: bytes) -> BaseModel:
     """Validate again: the front, which did so already, may have been one of an older source."""
+    model = handler.input_model
     try:
-        return handler.input_model.model_validate_json(input_json)
+        # As FastAPI does it for the frozen module: parsed first. Then `bytes | str` makes a str of
+        # a string, of which JSON validation would make bytes (the same with UUID, datetime, …).
+        return _adapter(model).validate_python(from_json(input_json))
+    except ValidationError:
+        pass  # a strict model takes a date from JSON, and not from a string
+    try:
+        return model.model_validate_json(input_json)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         what = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
