@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import logging
 import os
 import re
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, cast
 
+from dotenv import load_dotenv
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -23,6 +27,12 @@ try:
     SDK_VERSION = version("ogpu-service")
 except PackageNotFoundError:  # a source tree that was never installed
     SDK_VERSION = "0+unknown"
+
+# The SDK that the frozen module comes with reads these, in this order, before that module is there.
+# (No such folder, or not for this user: OSError. Nobody knows where it is: RuntimeError.)
+for _folder in (Path.cwd, Path.home):
+    with contextlib.suppress(OSError, RuntimeError):
+        load_dotenv(_folder() / ".env")
 
 SENTRY_DSN = os.getenv("OGPU_SDK_SENTRY_DSN")
 PROTOCOL_VERSION = os.getenv("PROTOCOL_VERSION")
@@ -37,6 +47,14 @@ MAX_PAYLOAD_BYTES = 900_000_000  # SQLite holds 10^9 bytes in a value (its limit
 _SECRETS = {"callback_secret", "api_key"}
 _URL_PASSWORD = re.compile(r"(?<=[a-z]:)//[^/\s]*@", re.IGNORECASE)
 MAX_TIMEOUT_S = 10 * 365 * 86400  # a date beyond datetime's range would be no deadline
+
+
+LogLevel = Literal["DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"]
+
+
+def _level_of_the_source() -> LogLevel:
+    """Return what ``logger.setLevel()`` was told at import, which may be any other level, too."""
+    return cast("LogLevel", logging.getLevelName(logging.getLogger("ogpu.service").level))
 
 
 class Settings(BaseSettings):
@@ -174,8 +192,9 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds in which a request must have arrived whole",
     )
-    log_level: Literal["DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"] = Field(
-        "INFO", description="least level that is logged"
+    log_level: LogLevel = Field(
+        default_factory=_level_of_the_source,
+        description="least level that is logged",
     )
     log_format: Literal["auto", "plain", "json"] = Field(
         "auto", description="auto = colour on a terminal, plain otherwise"
@@ -192,6 +211,11 @@ class Settings(BaseSettings):
     @classmethod
     def _without_white_space(cls, key: object) -> object:
         return key.strip() if isinstance(key, str) else key
+
+    @property
+    def wanted_log_level(self) -> str | None:
+        """The least level that is logged; None: the source's ``logger.setLevel()`` counts."""
+        return self.log_level if "log_level" in self.model_fields_set else None
 
     @property
     def slots(self) -> int:

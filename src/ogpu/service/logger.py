@@ -185,13 +185,21 @@ def _place(record: logging.LogRecord) -> str:
     return f"[worker {slot}] " if address is None else f"[worker {slot} {address}] "
 
 
-def configure_front(level: str, log_format: str) -> None:
-    """Choose the format and the level of everything this process logs (called by start())."""
+def configure_front(level: str | None, log_format: str) -> None:
+    """Choose the format and the level of everything this process logs (called by start()).
+
+    What the source has chosen at its import stays, where the settings do not say otherwise: a level
+    of None, a format of ``auto``.
+    """
+    global _least_relayed  # noqa: PLW0603 - like the level of the logger
     colour = log_format == "auto" and _is_terminal(sys.stderr)
-    _handler.setFormatter(
-        JsonFormatter() if log_format == "json" else PlainFormatter(colour=colour)
-    )
-    logger.setLevel(level)
+    if log_format != "auto" or isinstance(_handler.formatter, PlainFormatter):
+        _handler.setFormatter(
+            JsonFormatter() if log_format == "json" else PlainFormatter(colour=colour)
+        )
+    if level is not None:
+        logger.setLevel(level)
+        _least_relayed = logger.level
     # uvicorn's complaints about broken connections and the like take the same way out.
     uvicorn_logger = logging.getLogger("uvicorn.error")
     uvicorn_logger.handlers = [_handler]
@@ -207,10 +215,27 @@ def batch_lines(loop: asyncio.AbstractEventLoop | None) -> None:
     _handler.use_loop(loop)
 
 
-def configure_worker(level: str) -> None:
-    """Hand records to the front as marked lines (called first thing in a worker)."""
+def relay(level: int, text: str, slot: int, task_address: str | None) -> None:
+    """Log, in the front, what a worker has logged or printed.
+
+    The worker's logger has judged it already, and handlers that the source has added to the logger
+    have seen it there: the same handlers in this process are not to see it once more.
+    """
+    if level >= _least_relayed:
+        place = {"slot": slot, "task_address": task_address}
+        record = logger.makeRecord(logger.name, level, "", 0, "%s", (text,), None, extra=place)
+        _handler.handle(record)
+
+
+def configure_worker(level: str | None) -> None:
+    """Hand records to the front as marked lines (called first thing in a worker).
+
+    Args:
+        level: the least that is logged; None: what the source has chosen.
+    """
     _handler.setFormatter(_WorkerFormatter())
-    logger.setLevel(level)
+    if level is not None:
+        logger.setLevel(level)
     logger.disabled = False  # see start()
 
 
@@ -273,6 +298,7 @@ def _make_logger() -> ServiceLogger:
 
 
 _sentry: ModuleType | None = None
+_least_relayed = logging.NOTSET
 _handler = _BatchingHandler()
 _handler.setFormatter(PlainFormatter(colour=_is_terminal(sys.stderr)))
 logger = _make_logger()

@@ -72,7 +72,7 @@ class Launch:
     max_result_bytes: int
     max_rss_bytes: int | None  # of its whole process tree; beyond it the worker asks to be recycled
     temp_dir: str | None  # a folder of its own, which is there
-    log_level: str
+    log_level: str | None  # None: what the source has chosen
     may_spin: bool  # wait for the next order awake, for a moment
     environment: dict[str, str]  # variables of its own, beside those of the template
 

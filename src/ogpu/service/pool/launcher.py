@@ -93,7 +93,7 @@ class Launcher:
             self._settings.max_result_bytes,
             self._settings.max_worker_rss_bytes,
             temp_dir,
-            self._settings.log_level,
+            self._settings.wanted_log_level,
             self._may_spin,
             environment,
         )

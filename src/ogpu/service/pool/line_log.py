@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from .. import wire
-from ..logger import logger
+from ..logger import relay
 from ..task import Task
 
 OnLine = Callable[[Task, str], None]
@@ -94,7 +94,7 @@ class LineLog:
         address = tasks[0].address if tasks else None
         if len(tasks) > 1:
             address = f"{address} +{len(tasks) - 1}"
-        logger.log(level, "%s", text, extra={"slot": self._slot, "task_address": address})
+        relay(level, text, self._slot, address)
 
 
 def decode_line(line: bytes) -> tuple[int, str]:
