@@ -18,7 +18,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_defaults_are_those_of_the_design() -> None:
     settings = load_settings()
     assert (settings.host, settings.port, settings.bind) == ("0.0.0.0", 5555, "ready")
-    assert (settings.workers, settings.slots, settings.start_method) == ("auto", 1, "auto")
+    assert (settings.workers, settings.gpus, settings.start_method) == ("auto", "auto", "auto")
     assert (settings.task_timeout, settings.queue_size, settings.drain_timeout) == (None, 1000, 8)
     assert (settings.max_body_bytes, settings.max_result_bytes) == (64 * 2**20, 256 * 2**20)
     assert (settings.callback_url, settings.callback_timeout) == (None, 30)

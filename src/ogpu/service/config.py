@@ -80,7 +80,14 @@ class Settings(BaseSettings):
         description="ready: the port opens when the first worker is ready; early: at once",
     )
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
-        "auto", description="number of slots; auto = 1"
+        "auto", description="number of slots; auto = OGPU_WORKERS_PER_GPU x GPUs, or 1 without one"
+    )
+    workers_per_gpu: int = Field(
+        1, ge=1, le=64, description="slots of each GPU, where OGPU_WORKERS is auto"
+    )
+    gpus: str = Field(
+        "auto",
+        description="auto = all that the container shows; none; or their places among those: 0,2",
     )
     start_method: Literal["auto", "fork", "spawn"] = Field(
         "auto",
@@ -212,15 +219,35 @@ class Settings(BaseSettings):
     def _without_white_space(cls, key: object) -> object:
         return key.strip() if isinstance(key, str) else key
 
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _as_list(cls, gpus: object) -> object:
+        """Take ``start(gpus=0)`` and ``start(gpus=[0, 2])`` as well, and white space."""
+        if isinstance(gpus, (list, tuple)):
+            gpus = ",".join(map(str, gpus))
+        return "".join(str(gpus).split())
+
+    @field_validator("gpus")
+    @classmethod
+    def _are_places(cls, gpus: str) -> str:
+        if gpus in ("auto", "none"):
+            return gpus
+        places = gpus.split(",")
+        if not all(re.fullmatch(r"[0-9]{1,4}", place) for place in places):
+            raise ValueError("neither auto, nor none, nor a list such as 0,2")
+        if len(set(map(int, places))) < len(places):
+            raise ValueError("a GPU is named twice; OGPU_WORKERS_PER_GPU gives it more workers")
+        return gpus
+
     @property
     def wanted_log_level(self) -> str | None:
         """The least level that is logged; None: the source's ``logger.setLevel()`` counts."""
         return self.log_level if "log_level" in self.model_fields_set else None
 
     @property
-    def slots(self) -> int:
-        """How many slots the pool has."""
-        return 1 if self.workers == "auto" else self.workers
+    def gpu_positions(self) -> tuple[int, ...] | None:
+        """The places in OGPU_GPUS, or None: it is no list."""
+        return None if self.gpus in ("auto", "none") else tuple(map(int, self.gpus.split(",")))
 
 
 def signing_keys(secret: SecretStr) -> list[bytes]:

@@ -37,8 +37,7 @@ from .journal import Database, Journal
 from .logger import batch_lines, logger
 from .metrics import Metrics
 from .outbox.receivers import lanes_of
-from .pool.launcher import Launcher
-from .pool.scratch import ScratchFolders
+from .pool.places import Places
 from .pool.supervisor import Supervisor
 from .recovery import recover
 from .reporting import EndReporter, report_left
@@ -92,7 +91,7 @@ class _Stop:
 async def serve(
     settings: Settings,
     handlers: dict[str, Handler],
-    places: tuple[Launcher, ScratchFolders],
+    places: Places,
     database: Database,
 ) -> None:
     """Serve until told to stop.
@@ -117,7 +116,7 @@ class _Front:
         self,
         settings: Settings,
         handlers: dict[str, Handler],
-        places: tuple[Launcher, ScratchFolders],
+        places: Places,
         database: Database,
     ) -> None:
         self._settings = settings

@@ -7,7 +7,7 @@ and leaves no file. Gauges are read when somebody asks; the rest is counted as i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Protocol
 
@@ -43,6 +43,9 @@ class Observed(Protocol):
 
     def count_workers(self) -> dict[str, int]:
         """Return how many slots are in each state."""
+
+    def device_memory(self) -> Iterable[tuple[int, str, int, int]]:
+        """Return slot, device, used and total bytes, wherever that is known."""
 
 
 class Metrics:
@@ -185,3 +188,20 @@ class _Gauges(Collector):
         for state, count in self._pool.count_workers().items():
             workers.add_metric([state], count)
         yield workers
+        yield from self._device_memory()
+
+    def _device_memory(self) -> Iterator[Metric]:
+        labels = ["slot", "device"]
+        used = GaugeMetricFamily(
+            "ogpu_device_memory_used_bytes",
+            "Memory of a slot's GPU that is used, by whomever",
+            labels=labels,
+        )
+        total = GaugeMetricFamily(
+            "ogpu_device_memory_total_bytes", "Memory of a slot's GPU", labels=labels
+        )
+        for slot, device, used_bytes, total_bytes in self._pool.device_memory():
+            used.add_metric([str(slot), device], used_bytes)
+            total.add_metric([str(slot), device], total_bytes)
+        yield used
+        yield total

@@ -5,8 +5,8 @@ Runs in the front, until the event loop starts in ``front.serve``:
 1. In a worker, or while the source is imported again: return at once.
 2. Read the settings. An invalid one ends the program (exit code 2) before anything has begun.
 3. Make the template, while this process still has one thread: fork it, or where a fork is not
-   safe, start it as a fresh interpreter. Open the journal. Order the first worker, which begins
-   with @init.
+   safe, start it as a fresh interpreter. Open the journal; look for GPUs meanwhile, and say which
+   slot sees which. Order the first worker, which begins with @init.
 4. Only now import the web server, beside that @init. Serve until SIGTERM, SIGINT or the end of
    the pool. Exit code 3: the first worker failed; 4: the pool could not be kept alive.
 
@@ -163,14 +163,21 @@ def _serve(settings: Settings) -> None:
             stack.enter_context(_leaving_on_signals())
         # From here on the process may have threads. The journal comes before the first worker: a
         # second front on its folder is to end before it loads a model, too.
+        from .devices.devices import begin_look, find_devices  # noqa: PLC0415 - asyncio
+
+        look = begin_look(settings)
         database = _open_journal(settings, stack)
-        from .pool.launcher import Launcher  # noqa: PLC0415 - asyncio
+        from .pool.launcher import Launcher  # noqa: PLC0415 - as above
+        from .pool.places import Places  # noqa: PLC0415 - as above
         from .pool.scratch import ScratchFolders  # noqa: PLC0415 - as above
 
+        devices = find_devices(settings, look)
+        stack.callback(devices.close)
         scratch = ScratchFolders()
         stack.callback(scratch.close)
-        launcher = Launcher(template, make_another, settings, sources)
-        launcher.launch(0, _FIRST_GENERATION, scratch.make(0, _FIRST_GENERATION), {})
+        launcher = Launcher(template, make_another, settings, sources, len(devices.plans))
+        folder, variables = scratch.make(0, _FIRST_GENERATION), devices.plans[0].environment
+        launcher.launch(0, _FIRST_GENERATION, folder, variables)
         enable_sentry()
 
         import uvloop  # noqa: PLC0415 - the front's libraries are not for template and workers
@@ -178,7 +185,7 @@ def _serve(settings: Settings) -> None:
         from .front import serve  # noqa: PLC0415 - the same
 
         try:
-            uvloop.run(serve(settings, handlers, (launcher, scratch), database))
+            uvloop.run(serve(settings, handlers, Places(launcher, scratch, devices), database))
         except RuntimeError as error:
             # Where no thread can be started any more, the loop cannot be ended as it is wont to.
             if isinstance(error.__context__, ServiceError):

@@ -58,6 +58,7 @@ class Launcher:
         make_template: makes another one.
         settings: what of them a worker has to know.
         sources: the children that the source had in this process before the first template.
+        slots: how many workers there are to be.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Launcher:
         make_template: Callable[[], Template],
         settings: Settings,
         sources: set[int],
+        slots: int,
     ) -> None:
         self._pid, self._control = template
         # Before the first worker: what is counted from here on may be its death.
@@ -73,7 +75,7 @@ class Launcher:
         self._make_template = make_template
         self._sources, self._not_ours = set(sources), set(sources)
         self._settings = settings
-        self._may_spin = len(os.sched_getaffinity(0)) > settings.slots
+        self._may_spin = len(os.sched_getaffinity(0)) > slots
         self._events: LaunchEvents | None = None
         self._unsent: deque[bytes] = deque()
         self._is_up = self._is_ready = True

@@ -7,8 +7,9 @@ supervisor's business (``LifeEvents``).
 1. Slot 0 is launched alone: its @init may download. When it is ready, the others are launched.
 2. A worker that is well is to be replaced (``recycle``): between two tasks, and one slot at a time
    where it can go on that long.
-3. A worker is gone: its slot is filled again at once where it had been of use, else after a
-   back-off. One that never became ready, or whose device does not answer any more, is a setback.
+3. A worker is gone: its slot is filled again, at once where it had been of use, else after a
+   back-off; not before the memory of its GPU is back (``reclaim.py``). One that never became ready,
+   or whose device does not answer any more, is a setback.
 4. The template is gone, and its workers with it: another one is made (``renewal.py``), and every
    slot is filled again. One that leads to no worker is a setback, too.
 """
@@ -30,10 +31,10 @@ from .background import Background
 from .deaths import Deaths
 from .estimate import Estimate
 from .evidence import describe_end
-from .launcher import Launcher
+from .places import Places
 from .process import WorkerEvents, WorkerProcess
+from .reclaim import Reclaim
 from .renewal import Renewal
-from .scratch import ScratchFolders
 from .setbacks import OnBroken, Setbacks
 from .slot import CAN_WAIT, ExitReason, Slot, SlotState
 
@@ -63,15 +64,19 @@ class Lives:
         self,
         settings: Settings,
         functions: set[str],
-        places: tuple[Launcher, ScratchFolders],
+        places: Places,
         events: LifeEvents,
         background: Background,
         meters: tuple[Metrics, Estimate],
     ) -> None:
-        self.slots = [Slot(index) for index in range(settings.slots)]
+        self.slots = [
+            Slot(index, device=None if plan.device is None else str(plan.device))
+            for index, plan in enumerate(places.devices.plans)
+        ]
         self._settings = settings
         self._functions = functions
-        self._launcher, self._scratch = places
+        self._launcher, self._scratch, self._devices = places
+        self._reclaim = Reclaim(places.devices)
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._background = background
@@ -84,7 +89,7 @@ class Lives:
         self.worker_has_ended = self._deaths.worker_has_ended
         self.on_gone = self._deaths.on_gone
         self.slot_of = self._deaths.slot_of
-        self._setbacks = Setbacks(self.slots, settings, background, self._launch, events)
+        self._setbacks = Setbacks(self.slots, settings, background, self._fill, events)
         self.first_ready = self._setbacks.first_ready
         self.spend_budget = self._setbacks.spend_budget
         self._renewal = Renewal(self.slots, self._launcher, self._deaths, background, self)
@@ -100,7 +105,7 @@ class Lives:
         self._launcher.listen(self)
         self._background.run(self._launcher.watch())
         self._background.run(self._launcher.memory.watch())
-        self._background.run(self._setbacks.watch_devices())
+        self._background.run(self._setbacks.watch_devices(self._devices))
 
     async def stop(self, timeout_s: float) -> None:
         """End every worker and the template: the idle ones by themselves, the rest killed."""
@@ -121,13 +126,27 @@ class Lives:
 
     # --- beginnings
 
+    def _fill(self, slot: Slot) -> None:
+        """Launch a worker in the place of one that is gone, when its device is free again."""
+        if self._reclaim.can_wait(slot.index):
+            self._background.run(self._launch_when_free(slot))
+        else:
+            self._launch(slot)
+
+    async def _launch_when_free(self, slot: Slot) -> None:
+        await self._reclaim.memory_back(slot.index)
+        if not self.is_stopping:
+            self._launch(slot)
+
     def _launch(self, slot: Slot) -> None:
         slot.cancel_timers()
         if slot.state is not SlotState.STARTING:
             slot.move(SlotState.STARTING)
         self._begin_worker(slot)
         temp_dir = self._scratch.make(slot.index, slot.generation)
-        self._launcher.launch(slot.index, slot.generation, temp_dir, {})
+        self._reclaim.note_launch(slot.index)
+        environment = self._devices.plans[slot.index].environment
+        self._launcher.launch(slot.index, slot.generation, temp_dir, environment)
 
     def _begin_worker(self, slot: Slot) -> None:
         slot.begin_worker()
@@ -143,7 +162,7 @@ class Lives:
             raise PoolBrokenError("the front has no descriptors left (see `ulimit -n`)")
         slot = self.slots[launched.slot]
         most = self._settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
-        slot.process = WorkerProcess(launched, descriptors, most, self._events)
+        slot.process = WorkerProcess(launched, slot.device, descriptors, most, self._events)
         self._background.run(slot.process.connect())
         if self.is_stopping:
             self.end_worker(slot, ExitReason.SHUT_DOWN)
@@ -252,14 +271,14 @@ class Lives:
             return
         self._metrics.on_restart((slot.exit_reason or ExitReason.DIED).value)
         if slot.exit_reason is ExitReason.TEMPLATE_DIED:
-            self._launch(slot)
+            self._fill(slot)
         elif slot.exit_reason is ExitReason.DEVICE_LOST:
             self._setbacks.after_failed_start(slot, "its device does not answer, or is gone")
         elif slot.ready_s is None:
             self._setbacks.after_failed_start(slot, slot.last_failure or _told(slot, process, gone))
         elif had_task or slot.was_useful(self._loop.time(), _LEAST_LIFE_S):
             slot.failures = 0
-            self._launch(slot)
+            self._fill(slot)
         else:
             self._setbacks.back_off(slot)
 

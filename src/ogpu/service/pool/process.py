@@ -57,6 +57,7 @@ class WorkerProcess(asyncio.Protocol):
     def __init__(
         self,
         launched: wire.Launched,
+        device: str | None,
         descriptors: list[int],
         max_payload_bytes: int,
         events: WorkerEvents,
@@ -64,7 +65,7 @@ class WorkerProcess(asyncio.Protocol):
         self._channel_fd, output_fd, self._stacks_fd, self._pidfd = descriptors
         self.pid = launched.pid
         self.slot = launched.slot
-        self.reference = WorkerReference(launched.slot, launched.generation, launched.pid)
+        self.reference = WorkerReference(launched.slot, launched.generation, launched.pid, device)
         self.output = WorkerOutput(output_fd, launched.slot, events.on_line)
         # True when the worker's end was closed with orders in it that nobody had read.
         self.orders_unread = False

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from ..backoff import RESTART_BACKOFF
 from ..config import Settings
+from ..devices.devices import Devices
 from ..devices.files import LOOK_EVERY_S, DeviceFiles
 from ..errors import FirstInitError, PoolBrokenError
 from ..logger import logger
@@ -100,16 +101,18 @@ class Setbacks:
         elif all(slot.state is SlotState.UNKILLABLE for slot in self._slots):
             self.give_up(f"no slot is left to work with: {what}")
 
-    async def watch_devices(self) -> None:
-        """Give up when a device that is here now is gone."""
-        devices = DeviceFiles()
+    async def watch_devices(self, devices: Devices) -> None:
+        """Give up when a device that is here now is gone, by its file or its own words."""
+        files = DeviceFiles()
         while not self.is_stopping:
             await asyncio.sleep(LOOK_EVERY_S)
-            gone = devices.gone()
-            if gone and not self.is_stopping:
+            gone = files.gone()
+            what = f"{', '.join(gone)}, which was here at the start, is gone" if gone else None
+            what = what or devices.lost
+            if what is not None and not self.is_stopping:
                 self.give_up(
-                    f"{', '.join(gone)}, which was here at the start, is gone; no new worker can "
-                    "cure that: make the container again, and look into the host's kernel log"
+                    f"{what}; no new worker can cure that: make the container again, and look into "
+                    "the host's kernel log"
                 )
 
     def give_up(self, why: str) -> None:

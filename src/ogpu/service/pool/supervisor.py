@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
 from typing import Protocol
 
 from .. import wire
@@ -43,10 +44,9 @@ from .evidence import (
     with_output,
     worker_died,
 )
-from .launcher import Launcher
 from .lives import Lives
+from .places import Places
 from .process import WorkerProcess
-from .scratch import ScratchFolders
 from .slot import ExitReason, Slot, SlotState
 from .states import Admission, PoolState
 
@@ -69,7 +69,7 @@ class Supervisor:
         settings: Settings,
         handlers: dict[str, Handler],
         journal: Journal,
-        places: tuple[Launcher, ScratchFolders],
+        places: Places,
         reporters: tuple[TaskEvents, Metrics],
         on_fatal: OnFatal,
     ) -> None:
@@ -91,6 +91,7 @@ class Supervisor:
             self._note_idle,
         )
         self._queue_size = settings.queue_size
+        self._devices = places.devices
         self._max_attempts = settings.max_attempts
         self._journal = journal
         self._on_fatal = on_fatal
@@ -145,6 +146,11 @@ class Supervisor:
         """Return how many slots are in each state."""
         counts = Counter(slot.state.value for slot in self.slots)
         return {state.value: counts[state.value] for state in SlotState}
+
+    def device_memory(self) -> Iterable[tuple[int, str, int, int]]:
+        """Return slot, device, used and total bytes, wherever that is known."""
+        for slot, device, memory in self._devices.memory():
+            yield slot, device, memory.used_bytes, memory.total_bytes
 
     def output_of(self, task: Task) -> str | None:
         """Return the last lines that a task has printed until now."""
