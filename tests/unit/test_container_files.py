@@ -112,7 +112,9 @@ def test_a_stop_leaves_time_for_the_drain(vendor: str) -> None:
 def test_the_vendors_differ_in_their_devices_alone() -> None:
     services = {vendor: service_of(vendor) for vendor in VENDORS}
     devices = {
-        vendor: {key: service.pop(key) for key in ("deploy", "devices", "group_add") if key in service}
+        vendor: {
+            key: service.pop(key) for key in ("deploy", "devices", "group_add") if key in service
+        }
         for vendor, service in services.items()
     }
     for service in services.values():
