@@ -179,7 +179,7 @@ def test_a_signal_at_the_very_end_of_a_task_harms_nobody(start_server: StartServ
     assert set(states) == {"succeeded", "timed_out"}
     for number in range(2):
         assert server.run("facts", f"after-{number}")["state"] == "succeeded"
-    assert [slot["generation"] for slot in server.workers()["workers"]] == [1, 1]
+    assert [slot["generation"] for slot in server.workers()["workers"]] == [1, 1], server.log
 
 
 def ended(task: dict[str, Any]) -> str | None:
