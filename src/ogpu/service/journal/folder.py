@@ -6,6 +6,7 @@ ends before it loads a model onto a GPU that is in use.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -17,6 +18,7 @@ _LOCK_FILE = "lock"
 # The kernel gives a dead front's lock free when it has closed its files, a moment after its death.
 _LOCK_WAIT_S = 2.0
 _POLL_S = 0.02
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class StateFolder:
@@ -98,7 +100,9 @@ def _make(path: Path) -> None:
 
 
 def _unusable(path: Path, error: OSError) -> JournalError:
+    advice = "give it a folder that it may write (or :memory:, and lose them with the process)"
+    if error.errno in _FORBIDDEN:
+        advice += f"; in a container: mount a volume there that belongs to user {os.geteuid()}"
     return JournalError(
-        f"OGPU_STATE_DIR={path}: {error.strerror}; the service keeps its tasks there, so give it "
-        "a folder that it may write (or :memory:, and lose them with the process)"
+        f"OGPU_STATE_DIR={path}: {error.strerror}; the service keeps its tasks there, so {advice}"
     )
