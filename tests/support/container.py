@@ -83,6 +83,7 @@ class Container:
                 stdout=log,
                 stderr=log,
             )
+        self._client = httpx.Client(base_url=_URL, timeout=30, verify=False, trust_env=False)
         outer = psutil.Process(self.process.pid)
         self.pid = wait_until(outer.children, "a first process")[0].pid
         with self._network():
@@ -148,7 +149,7 @@ class Container:
     def call(self, method: str, path: str, body: object = None, wait_s: int = 0) -> httpx.Response:
         headers = {"prefer": f"wait={wait_s}"} if wait_s else {}
         with self._network():
-            return httpx.request(method, _URL + path, json=body, headers=headers, timeout=30)
+            return self._client.request(method, path, json=body, headers=headers)
 
     def run(self, function: str, address: str, **body: object) -> dict[str, Any]:
         """Run a task to its end and return it."""
@@ -190,6 +191,7 @@ class Container:
         self.process.wait(10)
 
     def close(self) -> None:
+        self._client.close()
         if self.process.poll() is None:
             self.kill()
 
