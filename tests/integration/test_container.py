@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -105,8 +106,10 @@ def test_a_source_has_the_rights_that_the_files_say(start_container: StartContai
     """The claims of docker/README.md, as a handler sees them; if they fail, nothing is tested."""
     container = start_container().wait_ready()
 
+    numbers = itertools.count()
+
     def fact(expression: str) -> str:
-        task = container.run("facts", f"fact{len(expression)}", text=expression)
+        task = container.run("facts", f"fact{next(numbers)}", text=expression)
         assert task["state"] == "succeeded", task["error"]
         return str(task["result"]["text"])
 
@@ -123,7 +126,9 @@ def test_a_source_has_the_rights_that_the_files_say(start_container: StartContai
         "[p for p in ('/', '/usr', '/source', '/state', '/models', '/tmp') if os.access(p, 2)]"
     )
     assert fact(writable) == "['/state', '/models', '/tmp']"
+    assert fact("os.statvfs('/').f_flag & os.ST_RDONLY") == "1"
     assert fact("os.environ['TMPDIR']").startswith("/tmp/ogpu-")
+    assert fact("open('/proc/self/oom_score_adj').read()") == "500\n"
 
 
 def test_another_container_carries_on(start_container: StartContainer) -> None:
@@ -156,7 +161,8 @@ def test_without_a_place_for_temporary_files(start_container: StartContainer) ->
         with_tmp=False, HOME="/nonexistent", OGPU_START_METHOD="spawn"
     ).wait_ready()
     assert "no folders of their own for temporary files" in container.log
-    assert container.run("hangs_in_c", "a")["state"] == "timed_out"
+    task = container.run("hangs_in_c", "a")
+    assert (task["state"], "in hangs_in_c" in task["error"]["stack"]) == ("timed_out", True)
     assert container.run("echo", "b", text="fine")["result"]["text"] == "fine"
     assert container.stop() == 0
 
