@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 
 from conftest import StartServer
+from ogpu.service.devices.cores import allowed_cores
 
 pytestmark = [
     pytest.mark.torch,
@@ -49,3 +50,53 @@ def test_numeric_code_at_import_means_spawn(start_server: StartServer) -> None:
     assert "OpenMP (libgomp) has threads" in server.log
     assert "Workers are made by spawn" in server.log
     assert server.run("product", "a")["result"]["total"] == 400**3
+
+
+SHARES = """
+import os
+import torch
+import ogpu.service
+from pydantic import BaseModel
+{at_import}
+class Nothing(BaseModel):
+    pass
+class Numbers(BaseModel):
+    torch: int
+    started: int
+    variable: str
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+@ogpu.service.expose(timeout=30)
+def product(data: Nothing) -> Numbers:
+    before = threads()
+    ones = torch.ones(1500, 1500)
+    (ones @ ones).exp().sum()
+    return Numbers(
+        torch=torch.get_num_threads(),
+        started=threads() - before,
+        variable=os.environ["OMP_NUM_THREADS"],
+    )
+ogpu.service.start()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_computes_with_its_share_of_the_cores(
+    start_server: StartServer, method: str
+) -> None:
+    """Two workers on these cores: PyTorch in each starts threads for half of them, and no more."""
+    source = SHARES.format(at_import="")
+    server = start_server(source, wait=False, OGPU_WORKERS=2, OGPU_START_METHOD=method)
+    server.wait_ready(timeout_s=50)
+    share = max(1, allowed_cores() // 2)
+    expected = {"torch": share, "started": share - 1, "variable": str(share)}
+    assert server.run("product", "a")["result"] == expected
+
+
+def test_a_number_of_threads_that_the_source_has_set_is_kept(start_server: StartServer) -> None:
+    """A fork has it from the template; it is none that PyTorch would take by itself."""
+    own = allowed_cores() + 3
+    source = SHARES.format(at_import=f"torch.set_num_threads({own})")
+    server = start_server(source, wait=False, OGPU_WORKERS=2, OGPU_START_METHOD="fork")
+    server.wait_ready(timeout_s=50)
+    assert server.run("product", "a")["result"]["torch"] == own

@@ -27,7 +27,7 @@ import setproctitle
 
 from .. import wire
 from ..processes import become_subreaper, die_with_parent
-from . import output, spawned, stacks
+from . import output, spawned, stacks, threads
 from .loop import run_worker
 
 SignalHandler = Callable[[int, FrameType | None], Any] | int
@@ -56,6 +56,8 @@ class Births:
         self._tell = tell
         self._drop_descriptors = drop_descriptors
         self._parent = os.getpid()
+        if method == "fork":
+            threads.find_libraries()  # once, for all of them
 
     def make(
         self, order: wire.Launch, signal_handlers: Mapping[signal.Signals, SignalHandler]
@@ -117,6 +119,7 @@ class Births:
                 os.execv(command[0], command)  # noqa: S606 - our own command, no shell
             self._drop_descriptors()
             stacks.arm(stacks_fd)
+            threads.hold_to_share(order.environment)
             setproctitle.setproctitle(f"ogpu-service: worker {order.slot}")
             os._exit(run_worker(order, channel))
         except BaseException:  # noqa: BLE001 - seen by the front as this worker's output and death
