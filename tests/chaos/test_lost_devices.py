@@ -43,7 +43,9 @@ def test_a_device_that_is_gone_ends_the_service(
     server = start_server(prefix=own_dev)
     dev = Path(f"/proc/{server.process.pid}/root/dev")
     (dev / "nvidiactl").unlink()
-    assert server.run("echo", "a")["state"] == "succeeded"
+    task = server.run("echo", "a")
+    assert task["state"] == "succeeded"
+    assert task["worker"]["device"] == "nvidia:0"  # found by its file alone
     (dev / "nvidia0").unlink()
     wait_until(lambda: server.http.get("/readyz").json().get("reason") == "broken", "broken")
     detail = server.http.get("/readyz").json()["detail"]

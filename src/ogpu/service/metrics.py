@@ -203,5 +203,6 @@ class _Gauges(Collector):
         for slot, device, used_bytes, total_bytes in self._pool.device_memory():
             used.add_metric([str(slot), device], used_bytes)
             total.add_metric([str(slot), device], total_bytes)
-        yield used
-        yield total
+        if used.samples:  # else there is nothing to show
+            yield used
+            yield total

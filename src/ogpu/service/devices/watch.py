@@ -130,7 +130,7 @@ class DeviceThread:
             try:
                 found = read_memory(device, nvml)
             except DeviceLostError as error:
-                self.lost = f"{device} is lost ({error})"
+                self.lost = f"GPU {device} is lost ({error})"
                 continue
             if found is not None:
                 memory[device] = found
