@@ -17,6 +17,7 @@ import ogpu.service
 SEED = 0
 ROUNDS = 150
 INK = 16.0  # the darkest that a pixel can be
+SPINNING_CYCLES = 10**14  # of the GPU's clock: more than half a day
 
 model: torch.nn.Module
 device: torch.device
@@ -86,6 +87,20 @@ def hang(data: Matrix) -> Digit:
     product = matrix
     while True:
         product = torch.nn.functional.normalize(product @ matrix)
+
+
+if torch.cuda.is_available():  # a question to the driver's library; it opens no device here
+
+    class Kernel(BaseModel):
+        bytes: int = Field(1 << 30, ge=1, description="memory of the GPU to hold meanwhile")
+
+    @ogpu.service.expose(timeout=5)
+    def hang_kernel(data: Kernel) -> Digit:
+        """Start a kernel that spins for hours, and wait for it in C, which no exception ends."""
+        held = torch.zeros(data.bytes, dtype=torch.uint8, device=device)
+        torch.cuda._sleep(SPINNING_CYCLES)  # noqa: SLF001 - PyTorch's own tests hang with it
+        torch.cuda.synchronize()
+        return Digit(digit=int(held[0]), probability=0)
 
 
 def scaled(images: torch.Tensor) -> torch.Tensor:

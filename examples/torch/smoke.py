@@ -2,7 +2,8 @@
 
 Needs the standard library and scikit-learn, and beside the interpreter what main.py needs.
 Exit code 0: at least 45 digits were read correctly, the handler that hangs was killed at its
-deadline, and its replacement reads digits. Otherwise 1, with a sentence.
+deadline, and its replacement reads digits; with a GPU, the same with a kernel that hangs on it.
+Otherwise 1, with a sentence.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def main() -> None:
         try:
             with _running_service(log) as url:
                 _read_digits(url)
-                _kill_and_go_on(url)
+                _kill_and_go_on(url, "hang")
+                if _has_handler(url, "hang_kernel"):  # where there is a GPU
+                    _kill_and_go_on(url, "hang_kernel")
         except SmokeError as error:
             sys.exit(f"{log.read_text(errors='replace')}\nThe smoke test failed: {error}.")
     print("All is well: exit code 0 of the service, too.")
@@ -144,14 +147,20 @@ def _read_digits(url: str) -> None:
         raise SmokeError(f"only {right} of {DIGITS_SENT} digits were read correctly")
 
 
-def _kill_and_go_on(url: str) -> None:
-    killed = _run(url, "hang", "0xhang", {})
-    print(f"hang: {killed['state']}, {killed['error']['message'] if killed['error'] else ''}")
+def _has_handler(url: str, function: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"{url}/openapi.json", timeout=5) as response:
+        return any(path.startswith(f"/run/{function}/") for path in json.load(response)["paths"])
+
+
+def _kill_and_go_on(url: str, function: str) -> None:
+    killed = _run(url, function, f"0x{function}", {})
+    print(f"{function}: {killed['state']}, {killed['error']['message'] if killed['error'] else ''}")
     if killed["state"] != "timed_out":
         raise SmokeError(f"the task that hangs ended as {killed['state']}, not as timed_out")
     images, digits = _held_out()
     started = time.monotonic()
-    after = _classify(url, "0xafter", images[0])
+    after = _classify(url, f"0xafter-{function}", images[0])
     waited_s = time.monotonic() - started
     before_pid, after_pid = killed["worker"]["pid"], after["worker"]["pid"]
     print(f"classify, {waited_s:.1f} s later: {after['result']} in pid {after_pid}")

@@ -1,0 +1,174 @@
+"""Check main.py with a real service: 50 digits that it did not learn from, and one kill.
+
+Needs the standard library and scikit-learn, and beside the interpreter what main.py needs.
+Exit code 0: the service chose spawn by itself, at least 45 digits were read correctly, the handler
+that hangs was killed at its deadline, and its replacement reads digits. Otherwise 1, with a
+sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+SOURCE = Path(__file__).resolve().parent / "main.py"
+LISTENING = "Listening on http://"
+ACCURACY = "held-out digits"
+SPAWN = "Workers are spawned, since a fork is not safe: TensorFlow is loaded"
+START_LIMIT_S = 90.0  # importing tensorflow from a cold disk takes its time, and is done twice
+TASK_LIMIT_S = 60  # the first task after the kill waits for a worker, which trains first
+STOP_LIMIT_S = 15.0
+DIGITS_SENT = 50
+DIGITS_RIGHT_AT_LEAST = 45
+
+Json = dict[str, Any]
+
+
+class SmokeError(Exception):
+    """Something that main.py promises did not happen."""
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)  # through the `finally` blocks, which stop the service
+    with tempfile.TemporaryDirectory(prefix="ogpu-smoke-") as folder:
+        log = Path(folder) / "service.log"
+        try:
+            with _running_service(log) as url:
+                _check_spawned(log)
+                _read_digits(url)
+                _kill_and_go_on(url)
+        except SmokeError as error:
+            sys.exit(f"{log.read_text(errors='replace')}\nThe smoke test failed: {error}.")
+    print("All is well: exit code 0 of the service, too.")
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _running_service(log: Path) -> Iterator[str]:
+    """Start main.py on a free port, yield its URL, and stop it whatever happens."""
+    ours = ("OGPU_", "CALLBACK_URL")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    environment |= {"OGPU_HOST": "127.0.0.1", "OGPU_PORT": "0"}
+    command = [sys.executable, str(SOURCE)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=log.parent, env=environment, stdout=output, stderr=output
+        )
+    try:
+        yield _wait_for_url(process, log)
+    finally:
+        process.terminate()
+        try:
+            exit_code = process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()  # the workers end with the front
+            exit_code = process.wait()
+    if exit_code != 0:
+        raise SmokeError(f"the service left with exit code {exit_code}")
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    started = time.monotonic()
+    while time.monotonic() < started + START_LIMIT_S:
+        lines = log.read_text(errors="replace").splitlines(keepends=True)
+        if listening := [line for line in lines if LISTENING in line and line.endswith("\n")]:
+            print(f"Ready after {time.monotonic() - started:.1f} s; its log says:")
+            told = (SPAWN, ACCURACY)
+            print(*(line for line in lines if any(part in line for part in told)), sep="", end="")
+            port = listening[0].split(LISTENING)[1].split()[0].rpartition(":")[2]
+            return f"http://127.0.0.1:{port}"
+        if process.poll() is not None:
+            raise SmokeError(f"the service ended with exit code {process.returncode} at its start")
+        time.sleep(0.05)
+    raise SmokeError(f"the service was not ready within {START_LIMIT_S:.0f} s")
+
+
+def _run(url: str, function: str, address: str, body: Json) -> Json:
+    """Run a task and wait for its end."""
+    request = urllib.request.Request(
+        f"{url}/run/{function}/{address}",
+        data=json.dumps(body).encode(),
+        headers={"content-type": "application/json", "prefer": f"wait={TASK_LIMIT_S}"},
+        method="POST",
+    )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(request, timeout=TASK_LIMIT_S + 5) as response:
+            task: Json = json.load(response)
+    except OSError as error:  # an HTTP error, too
+        raise SmokeError(f"{function} {address} got no result: {error}") from error
+    if "state" not in task:
+        raise SmokeError(f"{function} {address} did not end within {TASK_LIMIT_S} s")
+    return task
+
+
+def _check_spawned(log: Path) -> None:
+    if SPAWN not in log.read_text(errors="replace"):
+        raise SmokeError("the log does not say that workers are spawned, nor why")
+
+
+def _classify(url: str, address: str, pixels: list[float]) -> Json:
+    task = _run(url, "classify", address, {"pixels": pixels})
+    if task["state"] != "succeeded":
+        raise SmokeError(f"classify {address}: {task['state']}, {task['error']}")
+    return task
+
+
+def _held_out() -> tuple[list[list[float]], list[int]]:
+    """Return what main.py keeps for checking: the same split, of the same seed."""
+    _, images, _, digits = train_test_split(
+        *load_digits(return_X_y=True), test_size=0.2, random_state=0
+    )
+    return images.tolist(), digits.tolist()
+
+
+def _read_digits(url: str) -> None:
+    images, digits = _held_out()
+    started = time.monotonic()
+    right = 0
+    for number, (pixels, digit) in enumerate(zip(images[:DIGITS_SENT], digits, strict=False)):
+        task = _classify(url, f"0xdigit{number}", pixels)
+        right += task["result"]["digit"] == digit
+    each_ms = (time.monotonic() - started) * 1000 / DIGITS_SENT
+    print(f"{right} of {DIGITS_SENT} digits were read correctly, in {each_ms:.1f} ms each")
+    if right < DIGITS_RIGHT_AT_LEAST:
+        raise SmokeError(f"only {right} of {DIGITS_SENT} digits were read correctly")
+
+
+def _kill_and_go_on(url: str) -> None:
+    killed = _run(url, "hang", "0xhang", {})
+    print(f"hang: {killed['state']}, {killed['error']['message'] if killed['error'] else ''}")
+    if killed["state"] != "timed_out":
+        raise SmokeError(f"the task that hangs ended as {killed['state']}, not as timed_out")
+    images, digits = _held_out()
+    started = time.monotonic()
+    after = _classify(url, "0xafter", images[0])
+    waited_s = time.monotonic() - started
+    before_pid, after_pid = killed["worker"]["pid"], after["worker"]["pid"]
+    print(f"classify, {waited_s:.1f} s later: {after['result']} in pid {after_pid}")
+    if before_pid == after_pid or Path(f"/proc/{before_pid}").exists():
+        raise SmokeError(f"worker {before_pid} is still there, after its deadline")
+    if after["result"]["digit"] != digits[0]:
+        raise SmokeError(f"the new worker read a {digits[0]} as {after['result']}")
+
+
+if __name__ == "__main__":
+    main()
