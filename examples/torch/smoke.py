@@ -1,9 +1,9 @@
-"""Check main.py with a real service: 50 digits that it did not learn from, and one kill.
+"""Check main.py with a real service: 50 digits that it did not learn from, and a kill.
 
 Needs the standard library and scikit-learn, and beside the interpreter what main.py needs.
-Exit code 0: at least 45 digits were read correctly, the handler that hangs was killed at its
-deadline, and its replacement reads digits; with a GPU, the same with a kernel that hangs on it.
-Otherwise 1, with a sentence.
+Exit code 0: the digits were read in batches, at least 45 of them correctly, the handler that hangs
+was killed at its deadline, and its replacement reads digits; with a GPU, the same with a kernel
+that hangs on it. Otherwise 1, with a sentence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +33,7 @@ ACCURACY = "held-out digits"
 START_LIMIT_S = 60.0  # importing torch from a cold disk takes its time
 TASK_LIMIT_S = 60  # the first task after the kill waits for a worker, which trains first
 STOP_LIMIT_S = 15.0
+CLIENTS = 8
 DIGITS_SENT = 50
 DIGITS_RIGHT_AT_LEAST = 45
 
@@ -137,14 +140,31 @@ def _held_out() -> tuple[list[list[float]], list[int]]:
 def _read_digits(url: str) -> None:
     images, digits = _held_out()
     started = time.monotonic()
-    right = 0
-    for number, (pixels, digit) in enumerate(zip(images[:DIGITS_SENT], digits, strict=False)):
-        task = _classify(url, f"0xdigit{number}", pixels)
-        right += task["result"]["digit"] == digit
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        addresses = [f"0xdigit{number}" for number in range(DIGITS_SENT)]
+        tasks = clients.map(partial(_classify, url), addresses, images)
+        right = sum(
+            task["result"]["digit"] == digit for task, digit in zip(tasks, digits, strict=False)
+        )
     each_ms = (time.monotonic() - started) * 1000 / DIGITS_SENT
-    print(f"{right} of {DIGITS_SENT} digits were read correctly, in {each_ms:.1f} ms each")
+    batches = _metric(url, 'ogpu_batch_size_count{function="classify"}')
+    print(
+        f"{right} of {DIGITS_SENT} digits were read correctly, "
+        f"in {batches:.0f} batches and {each_ms:.1f} ms each"
+    )
     if right < DIGITS_RIGHT_AT_LEAST:
         raise SmokeError(f"only {right} of {DIGITS_SENT} digits were read correctly")
+    if not 0 < batches < DIGITS_SENT / 2:
+        raise SmokeError(f"{DIGITS_SENT} digits of {CLIENTS} clients took {batches:.0f} batches")
+
+
+def _metric(url: str, name: str) -> float:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"{url}/metrics", timeout=5) as response:
+        for line in response.read().decode().splitlines():
+            if line.startswith(name):
+                return float(line.split()[-1])
+    raise SmokeError(f"/metrics has no {name}")
 
 
 def _has_handler(url: str, function: str) -> bool:

@@ -35,6 +35,7 @@ _KNOWN_TO_HANG = {
     "libgomp": "OpenMP (libgomp)",  # pytorch#17199; scikit-learn, faiss, LightGBM, XGBoost, Numba
     "jaxlib": "JAX",  # it warns of it itself, once it has a device: jax#18852, jax#20734
     "onnxruntime": "ONNX Runtime",  # onnxruntime#31961; its import leaves a thread for telemetry
+    "openvino": "OpenVINO",  # a second model, compiled in the child
     "polars": "Polars",  # docs.pola.rs, user guide, "Multiprocessing"
 }
 
