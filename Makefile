@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint smoke test-torch chaos clean
+.PHONY: demo test lint smoke test-torch test-ml chaos clean
 
 demo: $(VENV)/installed      ## start the quickstart, send it tasks, see a hung one killed
 	$(BIN)/python examples/quickstart/demo.py
@@ -25,6 +25,13 @@ smoke: $(VENV)/installed     ## a part of the suite on every other Python 3.10 t
 test-torch: $(VENV)/installed ## the PyTorch example and tests (installs PyTorch)
 	$(PIP) -r examples/torch/requirements.txt
 	$(BIN)/python -m pytest -m torch
+
+# Which PyTorch, and which TensorFlow: their builds for CPUs are a fraction of the size.
+TORCH ?= torch
+TENSORFLOW ?= tensorflow-cpu
+test-ml: $(VENV)/installed   ## the PyTorch and TensorFlow examples and tests (installs both)
+	$(PIP) -r examples/torch/requirements.txt '$(TORCH)' '$(TENSORFLOW)'
+	$(BIN)/python -m pytest -m "torch or tensorflow"
 
 SECONDS ?= 300
 chaos: $(VENV)/installed     ## every fault at once, at random, for SECONDS with each start method

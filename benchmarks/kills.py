@@ -52,22 +52,23 @@ class Kill:
 def main() -> None:
     options = _options()
     facts = report.environment()
-    variables = {"BENCHMARK_TIMEOUT_S": str(options.timeout), "OGPU_START_METHOD": "fork"}
-    if options.torch:
-        variables["BENCHMARK_TORCH"] = "1"
+    method = "spawn" if options.imported == "tensorflow" else "fork"
+    variables = {"BENCHMARK_TIMEOUT_S": str(options.timeout), "OGPU_START_METHOD": method}
+    if options.imported:
+        variables["BENCHMARK_IMPORT"] = options.imported
     with serving_source("hang.py", variables) as server:
         server.wait_for(is_ready)
         kills = {kind: _repeat(server, kind, options.repeat) for kind in options.kinds}
-    torch = "torch imported" if options.torch else "no torch"
+    imported = f"{options.imported} imported" if options.imported else "no torch"
     print(
         f"\n{report.describe(facts)}; {options.repeat} of each kind, "
-        f"timeout {options.timeout:g} s, fork, {torch}\n"
+        f"timeout {options.timeout:g} s, {method}, {imported}\n"
     )
     print(_table(kills))
     content = {
         "benchmark": "kills",
         "environment": facts,
-        "options": {name: getattr(options, name) for name in ("repeat", "timeout", "torch")},
+        "options": {name: getattr(options, name) for name in ("repeat", "timeout", "imported")},
         "kills": {kind: [asdict(kill) for kill in many] for kind, many in kills.items()},
     }
     report.write_json(options.json, content)
@@ -77,7 +78,15 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__)
     parser.add_argument("--repeat", type=int, default=50, help="hung handlers of each kind")
     parser.add_argument("--timeout", type=float, default=0.2, help="seconds until the deadline")
-    parser.add_argument("--torch", action="store_true", help="the source imports torch, too")
+    imported = parser.add_mutually_exclusive_group()
+    for name, method in (("torch", "fork"), ("tensorflow", "spawn")):
+        imported.add_argument(
+            f"--{name}",
+            dest="imported",
+            action="store_const",
+            const=name,
+            help=f"the source imports {name}, too ({method})",
+        )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args()

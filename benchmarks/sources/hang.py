@@ -1,10 +1,11 @@
 """Handlers that never return, each in a way of its own, and one that does.
 
-BENCHMARK_TORCH=1 imports torch at module level, as most deployed sources do: the process that
-workers are forked from, and each worker, is then some hundred MB.
+BENCHMARK_IMPORT=torch imports that at module level, as most deployed sources do: the process that
+workers are forked from, and each worker, is then some hundred MB. With tensorflow they are spawned.
 """
 
 import ctypes
+import importlib
 import os
 import re
 import signal
@@ -14,8 +15,8 @@ from pydantic import BaseModel
 
 import ogpu.service
 
-if os.environ.get("BENCHMARK_TORCH"):
-    import torch  # noqa: F401 - only its weight is wanted
+if name := os.environ.get("BENCHMARK_IMPORT"):
+    importlib.import_module(name)  # only its weight is wanted
 
 TIMEOUT_S = float(os.environ["BENCHMARK_TIMEOUT_S"])
 
