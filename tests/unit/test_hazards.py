@@ -41,7 +41,7 @@ def test_a_plain_source_may_fork() -> None:
 def test_a_thread_of_native_code_is_a_hazard() -> None:
     """No list of Python's has it; and the fork by which it is found warns of nothing."""
     expected = (
-        "native code that ran while the source was imported has left a thread, which a fork "
+        "native code of the source that ran while it was imported has left a thread, which a fork "
         "would not copy"
     )
     assert hazard(NATIVE_THREAD) == expected

@@ -19,7 +19,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from . import config
 from .context import RecycleWorker, TaskTimeout, current_task, current_tasks
-from .decorators import expose, init
+from .decorators import expose, init, prepare
 from .logger import logger
 from .server import start
 
@@ -41,5 +41,6 @@ __all__ = [
     "expose",
     "init",
     "logger",
+    "prepare",
     "start",
 ]

@@ -1,4 +1,4 @@
-"""``@init()`` and ``@expose()``: check a function of the source and register it.
+"""``@init()``, ``@prepare()`` and ``@expose()``: check a function of the source and register it.
 
 Runs wherever the source is imported. The function itself is returned unchanged, so that the source
 can go on calling it directly. The checks and their errors are those of the frozen module.
@@ -14,7 +14,14 @@ from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import BaseModel
 
 from .config import MAX_TIMEOUT_S
-from .handler import Batching, Handler, add_init_handler, register, registered
+from .handler import (
+    Batching,
+    Handler,
+    add_init_handler,
+    add_prepare_handler,
+    register,
+    registered,
+)
 from .logger import logger
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
@@ -95,17 +102,49 @@ def init() -> Callable[[AnyFunction], AnyFunction]:
     """
 
     def decorator(function: AnyFunction) -> AnyFunction:
-        name = function.__name__
-        parameters = inspect.signature(function).parameters
-        if parameters:
-            raise TypeError(
-                f"Init function `{name}` must take no arguments (got {len(parameters)})"
-            )
+        _check_takes_nothing("Init", function)
         add_init_handler(function)
-        logger.debug("Registered init function: `%s`", name)
+        logger.debug("Registered init function: `%s`", function.__name__)
         return function
 
     return decorator
+
+
+def prepare() -> Callable[[AnyFunction], AnyFunction]:
+    """Mark the function that loads, once, what all workers share: files, weights in host memory.
+
+    It takes no arguments, returns None and runs before there is a worker, in the process that they
+    are forked from: what it leaves in globals is in each of them, and in each replacement, without
+    a copy. It must not touch a GPU, which cannot be shared like that: copy the weights there in
+    ``@init``. Numeric libraries have one thread meanwhile. Where it starts threads that stay, or
+    opens a GPU, the workers are fresh interpreters instead, and each runs it before its ``@init``.
+
+    Raises:
+        TypeError: the function takes arguments.
+        ValueError: there is a prepare function already.
+
+    Example:
+        >>> @ogpu.service.prepare()
+        ... def fetch() -> None:
+        ...     global weights
+        ...     weights = torch.load(download("model.pt"), mmap=True)
+    """
+
+    def decorator(function: AnyFunction) -> AnyFunction:
+        _check_takes_nothing("Prepare", function)
+        add_prepare_handler(function)
+        logger.debug("Registered prepare function: `%s`", function.__name__)
+        return function
+
+    return decorator
+
+
+def _check_takes_nothing(what: str, function: Callable[..., Any]) -> None:
+    parameters = inspect.signature(function).parameters
+    if parameters:
+        raise TypeError(
+            f"{what} function `{function.__name__}` must take no arguments (got {len(parameters)})"
+        )
 
 
 def _models_of(

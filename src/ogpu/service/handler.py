@@ -19,6 +19,7 @@ from .logger import logger
 
 HandlerFunction = Callable[[Any], Any]
 InitFunction = Callable[[], Any]
+PrepareFunction = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Handler:
 
 _handlers: dict[str, Handler] = {}
 _init_function: InitFunction | None = None
+_prepare_function: PrepareFunction | None = None
 
 
 def register(handler: Handler) -> None:
@@ -137,3 +139,23 @@ def add_init_handler(fn: InitFunction) -> None:
 def get_init_handler() -> InitFunction | None:
     """Return the init function, or None when the source has none."""
     return _init_function
+
+
+def add_prepare_handler(fn: PrepareFunction) -> None:
+    """Register the prepare function.
+
+    Raises:
+        ValueError: there is one already.
+    """
+    global _prepare_function  # noqa: PLW0603 - as above
+    if _prepare_function is not None:
+        raise ValueError(
+            f"A prepare handler `{_prepare_function.__name__}` is already registered. "
+            "Only one prepare function is allowed."
+        )
+    _prepare_function = fn
+
+
+def get_prepare_handler() -> PrepareFunction | None:
+    """Return the prepare function, or None when the source has none."""
+    return _prepare_function

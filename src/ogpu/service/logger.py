@@ -186,7 +186,7 @@ def _place(record: logging.LogRecord) -> str:
 
 
 def configure_front(level: str | None, log_format: str) -> None:
-    """Choose the format and the level of everything this process logs (called by start()).
+    """Choose the format and the level of all that this process logs: the front, or a template.
 
     What the source has chosen at its import stays, where the settings do not say otherwise: a level
     of None, a format of ``auto``.
@@ -200,6 +200,7 @@ def configure_front(level: str | None, log_format: str) -> None:
     if level is not None:
         logger.setLevel(level)
         _least_relayed = logger.level
+    logger.disabled = False  # a source's dictConfig() or fileConfig() disables it by default
     # uvicorn's complaints about broken connections and the like take the same way out.
     uvicorn_logger = logging.getLogger("uvicorn.error")
     uvicorn_logger.handlers = [_handler]
@@ -236,7 +237,7 @@ def configure_worker(level: str | None) -> None:
     _handler.setFormatter(_WorkerFormatter())
     if level is not None:
         logger.setLevel(level)
-    logger.disabled = False  # see start()
+    logger.disabled = False  # see configure_front()
 
 
 def enable_sentry() -> None:

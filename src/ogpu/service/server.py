@@ -5,9 +5,9 @@ Runs in the front, until the event loop starts in ``front.serve``:
 1. In a worker, or while the source is imported again: return at once.
 2. Read the settings. An invalid one ends the program (exit code 2) before anything has begun.
 3. Make the template, while this process still has one thread: fork it, or where a fork is not
-   safe, start it as a fresh interpreter. Open the journal; look for GPUs meanwhile, and say which
-   slot sees which. Order the first worker, which begins with @init.
-4. Only now import the web server, beside that @init. Serve until SIGTERM, SIGINT or the end of
+   safe, start it as a fresh interpreter. It begins with @prepare. Open the journal; look for GPUs
+   meanwhile, and say which slot sees which. Order the first worker, which begins with @init.
+4. Only now import the web server, beside those two. Serve until SIGTERM, SIGINT or the end of
    the pool. Exit code 3: the first worker failed; 4: the pool could not be kept alive.
 
 However this process ends, its end of the template's control socket is closed with it, and the
@@ -22,6 +22,7 @@ import json
 import signal
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .config import CALLBACK_URL, SERVICE_HOST, SERVICE_PORT, Settings, describe, load_settings
 from .errors import ServiceError
-from .handler import Handler, get_handlers, get_init_handler, registered
+from .handler import Handler, get_handlers, get_init_handler, get_prepare_handler, registered
 from .logger import configure_front, enable_sentry, logger
 from .processes import (
     become_subreaper,
@@ -60,6 +61,8 @@ __all__ = [
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FIRST_GENERATION = 1
+_LEAVE_LIMIT_S = 5.0
+_LOOK_AGAIN_S = 0.005
 
 
 def start(**overrides: object) -> None:
@@ -77,7 +80,7 @@ def start(**overrides: object) -> None:
     """
     if not may_serve():
         return
-    logger.disabled = False  # a source's dictConfig() or fileConfig() disables it by default
+    logger.disabled = False  # see configure_front(): what is wrong with the settings is logged
     try:
         settings = load_settings(**{**_assigned(), **overrides})
         configure_front(settings.wanted_log_level, settings.log_format)
@@ -157,7 +160,8 @@ def _serve(settings: Settings) -> None:
             _announce(settings, handlers)
             sources = own_children()
             become_subreaper()  # should the template die, its workers' orphans come here
-            template, make_another = _make_template(settings.start_method)
+            template, make_another = _make_template(settings)
+            stack.callback(_end_unheard, template[0], sources)
             stack.enter_context(template[1])
             # Set before the fork, these handlers would be the workers' as well.
             stack.enter_context(_leaving_on_signals())
@@ -193,6 +197,20 @@ def _serve(settings: Settings) -> None:
             raise
 
 
+def _end_unheard(template: int, sources: set[int]) -> None:
+    """End a template that runs @prepare, with what that has started: it does not hear us leave.
+
+    Where the event loop ran, that is done already.
+    """
+    if get_prepare_handler() is None or template not in own_children():
+        return
+    from .pool.pidfd import kill_children  # noqa: PLC0415 - asyncio
+
+    limit = time.monotonic() + _LEAVE_LIMIT_S
+    while kill_children(but=sources) and time.monotonic() < limit:
+        time.sleep(_LOOK_AGAIN_S)
+
+
 def _open_journal(settings: Settings, stack: ExitStack) -> Database:
     from .journal import Database, StateFolder  # noqa: PLC0415 - asyncio, sqlite3
 
@@ -222,21 +240,24 @@ def _announce(settings: Settings, handlers: dict[str, Handler]) -> None:
         )
 
 
-def _make_template(start_method: str) -> tuple[Template, Callable[[], Template]]:
+def _make_template(settings: Settings) -> tuple[Template, Callable[[], Template]]:
     """Make the template, and return it with the way to make another one, should it be lost."""
     from .worker.hazards import fork_hazard  # noqa: PLC0415 - only the front asks
-    from .worker.spawned import preparation  # noqa: PLC0415 - the same
+    from .worker.spawned import Source  # noqa: PLC0415 - the same
     from .worker.template import exec_template, fork_template  # noqa: PLC0415 - the same
 
-    method = start_method
+    source = Source.of_this_process(settings.wanted_log_level, settings.log_format)
+    method = start_method = settings.start_method
     if start_method == "auto":
         hazard = fork_hazard()
         method = "fork" if hazard is None else "spawn"
         if hazard is not None:
             logger.warning("Workers are spawned, since a fork is not safe: %s", hazard)
     later_method = start_method if method == "fork" else "spawn"
-    make_another = functools.partial(exec_template, preparation(), later_method)
-    return fork_template() if method == "fork" else make_another(), make_another
+    make_another = functools.partial(exec_template, source, later_method)
+    if method == "fork":
+        return fork_template(source, start_method), make_another
+    return make_another(), make_another
 
 
 @contextmanager

@@ -36,8 +36,10 @@ _LENGTHS = struct.Struct("!II")
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_TEXT_CHARS = 64 * 1024
 MAX_PROGRESS_CHARS = 1000
-# The largest packet on the control socket; a launch order is below 10 kB.
+# The largest packet on the control socket. A launch order is below 10 kB; JSON makes at most six
+# bytes of a character.
 MAX_PACKET_BYTES = 128 * 1024
+MAX_PACKET_TEXT_CHARS = 8 * 1024
 
 LOG_MARK = "\x1e"
 # The file that a worker writes its stacks to: faulthandler writes 100 threads of 100 frames at
@@ -86,13 +88,23 @@ class Launch:
 
 @dataclass(frozen=True)
 class TemplateReady:
-    """The template takes orders: always its first message.
+    """The template takes orders: its first message, unless @prepare failed.
 
-    ``method`` is ``fork`` or ``spawn``; ``hazard`` says why it is not the one that was wanted.
+    ``method`` is ``fork`` or ``spawn``; ``hazard`` says why a fork is not safe, where that was
+    found after the source was imported again, or prepared.
     """
 
     method: str
     hazard: str | None
+
+
+@dataclass(frozen=True)
+class PrepareFailed:
+    """The source's @prepare failed in the template, which leaves: its last message."""
+
+    exception: str
+    message: str
+    traceback: str
 
 
 @dataclass(frozen=True)
@@ -221,6 +233,7 @@ class Progressed:
 Message = (
     Launch
     | TemplateReady
+    | PrepareFailed
     | Launched
     | LaunchFailed
     | Gone

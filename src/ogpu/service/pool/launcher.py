@@ -2,13 +2,15 @@
 
 Runs in the front. Launched and Gone arrive in order for each worker; what they mean is the business
 of ``lives.py`` and ``deaths.py``. A template is replaced when it has ended, and ended when it has
-been stopped (SIGSTOP): nothing would be launched or buried any more.
+been stopped (SIGSTOP): nothing would be launched or buried any more. Until it is ready it runs code
+of the source, hears nothing, and has no workers; OGPU_INIT_TIMEOUT bounds that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -17,10 +19,12 @@ from typing import Protocol
 from .. import wire
 from ..config import Settings
 from ..errors import WireError
+from ..handler import get_prepare_handler
 from ..logger import logger
 from ..processes import kill_child, own_children, state_of
-from .memory import OutOfMemoryCounter
-from .pidfd import kill_children, reap_ended, reaped_within
+from .evidence import describe_end
+from .memory import NOT_ASKED, OutOfMemoryCounter
+from .pidfd import ended_within, kill_children, reap, reap_ended
 
 Template = tuple[int, socket.socket]  # its pid, and this side's end of its control socket
 
@@ -78,7 +82,8 @@ class Launcher:
         self._may_spin = len(os.sched_getaffinity(0)) > slots
         self._events: LaunchEvents | None = None
         self._unsent: deque[bytes] = deque()
-        self._is_up = self._is_ready = True
+        self._is_up, self.is_ready = True, False
+        self.why_unready: str | None = None  # of a template that ended before it was ready
         self._import_timer: asyncio.TimerHandle | None = None
         self._hunted_s = -WATCH_EVERY_S  # when orphans were looked for last
 
@@ -124,7 +129,11 @@ class Launcher:
         """Begin to hear the template, on the running event loop."""
         self._events = events
         self._control.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._control, events.guard, self._hear)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._control, events.guard, self._hear)
+        limit_s = self._settings.init_timeout
+        if limit_s is not None:
+            self._import_timer = loop.call_later(limit_s, self._on_import_timeout, limit_s)
 
     async def watch(self) -> None:
         """Until cancelled: kill a template that is stopped, and reap what nobody else does.
@@ -170,13 +179,22 @@ class Launcher:
         if self._is_up:
             self._stop_talking()
             self._control.shutdown(socket.SHUT_WR)
-        if not self._is_ready:  # it imports the source, and has no workers
+        if not self.is_ready:
             self._kill_template()
-        if not await reaped_within(self._pid, timeout_s):
+        if not await ended_within(self._pid, timeout_s):
             logger.error("The template (pid %d) does not end; killing it", self._pid)
             self._kill_template()
-            await reaped_within(self._pid, timeout_s)
+            await ended_within(self._pid, timeout_s)
+        code = reap(self._pid)
+        if self.why_unready is None and not self.is_ready:
+            self.why_unready = self._describe_end(code)
         self._control.close()
+
+    def _describe_end(self, code: int | None) -> str:
+        gone = wire.Gone.with_code(0, 0, code)
+        was_killed = gone.signal == signal.SIGKILL
+        memory = self.memory.explain_death() if was_killed else NOT_ASKED
+        return f"the template {describe_end(gone, memory)} before it was ready"
 
     def start_template(self) -> None:
         """Make another template, which gets the orders that wait.
@@ -186,21 +204,17 @@ class Launcher:
         """
         assert self._events is not None
         self._pid, self._control = self._make_template()
-        self._is_up, self._is_ready = True, False
+        self._is_up, self.is_ready, self.why_unready = True, False, None
         logger.warning("Another template is being made (pid %d)", self._pid)
         self.listen(self._events)
-        limit_s = self._settings.init_timeout
-        if limit_s is not None:
-            loop = asyncio.get_running_loop()
-            self._import_timer = loop.call_later(limit_s, self._on_import_timeout)
         self._send()
 
-    def _on_import_timeout(self) -> None:
-        logger.error(
-            "The template (pid %d) has not imported the source within OGPU_INIT_TIMEOUT; "
-            "killing it",
-            self._pid,
-        )
+    def _on_import_timeout(self, limit_s: float) -> None:
+        what = "imported the source within OGPU_INIT_TIMEOUT"
+        if get_prepare_handler() is not None:
+            what = "imported the source and run @prepare within OGPU_INIT_TIMEOUT"
+        self.why_unready = f"the template has not {what} ({limit_s:g} s)"
+        logger.error("The template (pid %d) has not %s; killing it", self._pid, what)
         self._kill_template()
 
     def _kill_template(self) -> None:
@@ -262,10 +276,16 @@ class Launcher:
         for descriptor in descriptors:
             # Not for the next template. CPython's recv_fds drops MSG_CMSG_CLOEXEC (up to 3.13).
             os.set_inheritable(descriptor, False)
-        message = wire.decode_header(packet)
+        self._take(wire.decode_header(packet), descriptors)
+
+    def _take(self, message: wire.Message, descriptors: list[int]) -> None:
+        assert self._events is not None
         match message:
             case wire.TemplateReady():
                 self._on_ready(message)
+            case wire.PrepareFailed():
+                logger.error("@prepare failed:\n%s", message.traceback.rstrip())
+                self.why_unready = f"its @prepare failed:\n{message.traceback.rstrip()}"
             case wire.Launched():
                 self._events.on_launched(message, descriptors)
             case wire.LaunchFailed():
@@ -282,7 +302,11 @@ class Launcher:
 
     def _on_ready(self, ready: wire.TemplateReady) -> None:
         self._stop_import_timer()
-        self._is_ready = True
-        if ready.hazard is not None:
+        self.is_ready = True
+        if ready.hazard is not None and ready.method == "spawn":
             logger.warning("Workers are spawned, since a fork is not safe: %s", ready.hazard)
+        elif ready.hazard is not None:
+            logger.warning(
+                "Workers are forked (OGPU_START_METHOD), though that is not safe: %s", ready.hazard
+            )
         logger.info("Workers are made by %s (template: pid %d)", ready.method, self._pid)

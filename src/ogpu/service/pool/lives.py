@@ -11,7 +11,8 @@ supervisor's business (``LifeEvents``).
    back-off; not before the memory of its GPU is back (``reclaim.py``). One that never became ready,
    or whose device does not answer any more, is a setback.
 4. The template is gone, and its workers with it: another one is made (``renewal.py``), and every
-   slot is filled again. One that leads to no worker is a setback, too.
+   slot is filled again. One that leads to no worker is a setback, too; and where @prepare ended it
+   before any worker was ever ready, the start has failed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Protocol
 from .. import wire
 from ..config import Settings
 from ..errors import PoolBrokenError
+from ..handler import get_prepare_handler
 from ..logger import logger
 from ..metrics import Metrics
 from .background import Background
@@ -161,6 +163,7 @@ class Lives:
                 os.close(descriptor)
             raise PoolBrokenError("the front has no descriptors left (see `ulimit -n`)")
         slot = self.slots[launched.slot]
+        slot.started_at = datetime.now(timezone.utc)  # the template may have had to prepare first
         most = self._settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
         slot.process = WorkerProcess(launched, slot.device, descriptors, most, self._events)
         self._background.run(slot.process.connect())
@@ -299,8 +302,18 @@ class Lives:
     # --- another template (RenewalEvents)
 
     def on_template_lost(self) -> None:
-        if not self.is_stopping:
+        if self.is_stopping:
+            return
+        prepares = not self._launcher.is_ready and get_prepare_handler() is not None
+        if prepares and not self.first_ready.is_set():
+            self._background.run(self._fail_preparation())
+        else:
             self._renewal.begin()
+
+    async def _fail_preparation(self) -> None:
+        """End the service: @prepare has ended its template, and nothing has ever worked."""
+        await self._launcher.end_template()
+        self._setbacks.fail_start(self._launcher.why_unready or "@prepare ended its template")
 
     def launch_again(self, slot: Slot) -> None:
         if not self.is_stopping:

@@ -13,8 +13,19 @@ import os
 from ..processes import kill_child, own_children, state_of
 
 
+async def ended_within(pid: int, timeout_s: float) -> bool:
+    """Wait until a child of this process has ended (a zombie has); return whether it did."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return await _ended_within(pidfd, timeout_s)
+    finally:
+        os.close(pidfd)
+
+
 async def _ended_within(pidfd: int, timeout_s: float) -> bool:
-    """Wait until a process has ended (a zombie has); return whether it did."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 
@@ -28,21 +39,6 @@ async def _ended_within(pidfd: int, timeout_s: float) -> bool:
     finally:
         loop.remove_reader(pidfd)
     return ended.done()
-
-
-async def reaped_within(pid: int, timeout_s: float) -> bool:
-    """Wait until a child of this process has ended, and reap it; return whether it did."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        if not await _ended_within(pidfd, timeout_s):
-            return False
-    finally:
-        os.close(pidfd)
-    reap(pid)
-    return True
 
 
 def reap(pid: int) -> int | None:

@@ -76,7 +76,8 @@ class Renewal:
         self._failures += 1
         while not self._events.is_stopping:
             if self._failures > 1:
-                why = "the template, ended before any worker of it was ready"
+                why = self._launcher.why_unready or "ended before any worker of it was ready"
+                why = f"the template: {why}"
                 self._events.spend_budget(why, self._loop.time() - self._began_s)
                 await asyncio.sleep(RESTART_BACKOFF.wait_s(self._failures - 1))
             if self._start():

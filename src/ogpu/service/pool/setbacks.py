@@ -3,9 +3,10 @@
 Runs in the front, on its event loop. ``lives.py`` fills the slots; this file decides whether, and
 when, it is to try again.
 
-1. A worker did not become ready. If none ever was, the start has failed (FirstInitError): a model
-   that cannot be loaded is to be seen at once. Else it costs a part of the crash budget, and the
-   slot waits for a while, longer each time (``RESTART_BACKOFF``).
+1. A worker did not become ready, or @prepare ended the template. If none ever was ready, the start
+   has failed (FirstInitError): a model that cannot be loaded is to be seen at once. Else it costs a
+   part of the crash budget, and the slot waits for a while, longer each time
+   (``RESTART_BACKOFF``).
 2. The budget is used up, no slot is left that can be filled, or a device that was here at the start
    is gone: the pool is broken (PoolBrokenError), and nothing is launched any more.
 """
@@ -64,7 +65,7 @@ class Setbacks:
         if self.is_stopping:
             return
         if not self.first_ready.is_set():
-            self._fail_start(why.partition("\n")[0].rstrip(":"))  # the rest has been logged
+            self.fail_start(why)
             return
         assert slot.started_at is not None
         took = datetime.now(timezone.utc) - slot.started_at
@@ -97,7 +98,7 @@ class Setbacks:
             return
         what = "what is in them does not end, though it was killed"
         if not self.first_ready.is_set():
-            self._fail_start(what)
+            self.fail_start(what)
         elif all(slot.state is SlotState.UNKILLABLE for slot in self._slots):
             self.give_up(f"no slot is left to work with: {what}")
 
@@ -123,6 +124,8 @@ class Setbacks:
                 slot.cancel_timers()
         self._events.on_broken(PoolBrokenError(why))
 
-    def _fail_start(self, why: str) -> None:
+    def fail_start(self, why: str) -> None:
+        """End the service: no worker was ever ready."""
         self.is_stopping = True
-        self._events.on_broken(FirstInitError(f"the first worker did not become ready: {why}"))
+        first = why.partition("\n")[0].rstrip(":")  # the rest has been logged
+        self._events.on_broken(FirstInitError(f"the first worker did not become ready: {first}"))

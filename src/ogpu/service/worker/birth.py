@@ -39,7 +39,7 @@ class Births:
 
     Args:
         method: ``fork`` or ``spawn``.
-        prepared: what spawned workers need in order to import the source.
+        source: what spawned workers need in order to import the source.
         tell: sends Launched to the front, with the descriptors.
         drop_descriptors: closes, in a worker, what is the template's.
     """
@@ -47,12 +47,12 @@ class Births:
     def __init__(
         self,
         method: str,
-        prepared: str | None,
+        source: spawned.Source,
         tell: Tell,
         drop_descriptors: Callable[[], None],
     ) -> None:
         self._method = method
-        self._prepared = prepared
+        self._source = source
         self._tell = tell
         self._drop_descriptors = drop_descriptors
         self._parent = os.getpid()
@@ -112,10 +112,9 @@ class Births:
             os.environ.update(order.environment)  # before any import that the source makes here
             _use_temp_dir(order.temp_dir)
             if self._method == "spawn":
-                assert self._prepared is not None
                 for descriptor in (channel.fileno(), stacks_fd):
                     os.set_inheritable(descriptor, True)
-                command = spawned.worker_command(channel.fileno(), stacks_fd, self._prepared, order)
+                command = spawned.worker_command(channel.fileno(), stacks_fd, self._source, order)
                 os.execv(command[0], command)  # noqa: S606 - our own command, no shell
             self._drop_descriptors()
             stacks.arm(stacks_fd)

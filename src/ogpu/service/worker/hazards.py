@@ -1,8 +1,8 @@
 """Look for what makes a fork unsafe in a process that has imported the source.
 
-Runs in the front, once, at start(), before the template is made, and in a template that is made
-again. A hazard means that workers are spawned as fresh interpreters instead. In the order in which
-they are looked for:
+Runs in the front, once, at start(), before the template is made; and in a template that has
+imported the source itself, or run its @prepare. A hazard means that workers are spawned as fresh
+interpreters instead. In the order in which they are looked for:
 
 1. An open GPU device: a GPU context does not survive a fork.
 2. A Python thread besides the main one: it may hold any lock at the moment of the fork, for ever.
@@ -40,26 +40,31 @@ _KNOWN_TO_HANG = {
 }
 
 
-def fork_hazard() -> str | None:
+def fork_hazard(*, is_prepared: bool = False) -> str | None:
     """Return why a fork would not be safe, in words for the log, or None."""
-    return _open_gpu_device() or _python_thread() or _tensorflow() or _native_threads()
+    when = "while it was imported or prepared" if is_prepared else "while it was imported"
+    device = open_gpu_device()
+    if device is not None:
+        return f"the source opened {device} {when} (a GPU context cannot fork)"
+    return _python_thread(when) or _tensorflow() or _native_threads(when)
 
 
-def _open_gpu_device() -> str | None:
+def open_gpu_device() -> str | None:
+    """Return the path of a GPU's device file that this process has opened, or None."""
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             target = str(descriptor.readlink())
         except FileNotFoundError:  # the descriptor that listed the folder
             continue
         if target.startswith(_GPU_DEVICES):
-            return f"the source opened {target} while it was imported (a GPU context cannot fork)"
+            return target
     return None
 
 
-def _python_thread() -> str | None:
+def _python_thread(when: str) -> str | None:
     others = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
     if others:
-        return f"the source started threads while it was imported ({', '.join(others)})"
+        return f"the source started threads {when} ({', '.join(others)})"
     return None
 
 
@@ -72,7 +77,7 @@ def _tensorflow() -> str | None:
     return "TensorFlow is loaded, and its runtime does not survive a fork"
 
 
-def _native_threads() -> str | None:
+def _native_threads(when: str) -> str | None:
     if thread_count() == 1:
         return None
     # Importing NumPy starts OpenBLAS's threads, which are harmless: OpenBLAS joins them before
@@ -88,7 +93,7 @@ def _native_threads() -> str | None:
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     loaded = [name for part, name in _KNOWN_TO_HANG.items() if part in maps]
     return (
-        f"native code that ran while the source was imported has left "
+        f"native code of the source that ran {when} has left "
         f"{'a thread' if threads == 1 else f'{threads} threads'}, which a fork would not copy"
         + (f" (loaded: {', '.join(loaded)})" if loaded else "")
     )

@@ -4,6 +4,9 @@ Runs at the very start of those processes. Each is ``python -c BOOT main …``, 
 ``multiprocessing`` makes its children, and a worker imports the source as that does: under the
 name ``__mp_main__``, so that a ``if __name__ == "__main__"`` guard holds. What a worker needs to
 know of the front crosses as JSON in argv: sys.path, sys.argv, the folder, the main module.
+
+A worker imports the source and runs its @prepare, then lives as any other (``loop.py``). A failure
+of either is told as one of @init.
 """
 
 from __future__ import annotations
@@ -17,15 +20,17 @@ import socket
 import subprocess
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from .. import wire
+from ..logger import configure_front, configure_worker
 from ..processes import die_with_parent
 
 # sys.path comes first: with it, this package is found however the front found it.
 _BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1])['sys_path']; "
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1])['main']['sys_path']; "
     "from ogpu.service.worker.spawned import {entry}; {entry}()"
 )
 _PASSED_ON = (
@@ -38,74 +43,117 @@ _PASSED_ON = (
 )
 
 
-def preparation() -> str:
-    """Return, as JSON, what a fresh interpreter needs in order to import the same source.
+@dataclass(frozen=True)
+class Source:
+    """What a fresh interpreter needs in order to be a process of the same service.
 
-    Only what concerns the import is passed on: the user's start method and authkey stay theirs.
+    ``main`` is what ``multiprocessing`` passes on for the import of the main module.
     """
-    data = multiprocessing.spawn.get_preparation_data("ogpu")
-    return json.dumps({key: data[key] for key in _PASSED_ON if key in data})
+
+    main: dict[str, Any]
+    log_level: str | None
+    log_format: str
+
+    @classmethod
+    def of_this_process(cls, log_level: str | None, log_format: str) -> Source:
+        """Describe the source that this process runs.
+
+        Only what concerns the import is passed on: the user's start method and authkey stay theirs.
+        """
+        data = multiprocessing.spawn.get_preparation_data("ogpu")
+        main = {key: data[key] for key in _PASSED_ON if key in data}
+        return cls(main, log_level, log_format)
+
+    def to_json(self) -> str:
+        """Return it as an argument of a command line."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Source:
+        """Read what ``to_json`` has written."""
+        return cls(**json.loads(text))
 
 
-def template_command(control_fd: int, prepared: str, start_method: str) -> list[str]:
-    """Return the command line of a template."""
-    return _command("template_main", prepared, str(control_fd), start_method, str(os.getpid()))
+def template_command(
+    control_fd: int,
+    source: Source,
+    start_method: str,
+    hazard: str | None = None,
+    front: int | None = None,
+) -> list[str]:
+    """Return the command line of a template; its parent is the front, by default this process."""
+    parent = os.getpid() if front is None else front
+    facts = (str(control_fd), start_method, str(parent), hazard or "")
+    return _command("template_main", source, *facts)
 
 
 def worker_command(
-    channel_fd: int, stacks_fd: int, prepared: str, launch: wire.Launch
+    channel_fd: int, stacks_fd: int, source: Source, launch: wire.Launch
 ) -> list[str]:
     """Return the command line of a worker."""
     order = wire.encode_header(launch).decode()
-    return _command("worker_main", prepared, str(channel_fd), str(stacks_fd), order)
+    return _command("worker_main", source, str(channel_fd), str(stacks_fd), order)
 
 
-def _command(entry: str, *arguments: str) -> list[str]:
+def _command(entry: str, source: Source, *arguments: str) -> list[str]:
     # The private name is the one that multiprocessing and test.support use; it has no public one.
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    return [sys.executable, *flags, "-c", _BOOT.format(entry=entry), *arguments]
+    boot = _BOOT.format(entry=entry)
+    return [sys.executable, *flags, "-c", boot, source.to_json(), *arguments]
 
 
 def template_main() -> None:
-    """Entry of a template's interpreter: argv is the preparation, a descriptor, a method, a parent.
+    """Entry of a template's interpreter: argv is the source, and what ``template_command`` adds.
 
     Where the source cannot be imported, workers are spawned: each will say what went wrong.
     """
-    from .hazards import fork_hazard  # noqa: PLC0415 - a worker's interpreter needs no template
-    from .template import Template  # noqa: PLC0415 - as above
+    from .failure import message_of  # noqa: PLC0415 - a worker needs nothing of this
+    from .template import Template, be_template, spawn_instead  # noqa: PLC0415 - as above
 
-    prepared, control_fd, start_method, parent = sys.argv[1:]
-    die_with_parent(int(parent))  # an import may take for ever, and nobody listens meanwhile
+    text, control_fd, start_method, parent, hazard = sys.argv[1:]
+    front, source = int(parent), Source.from_json(text)
+    die_with_parent(front)  # an import may take for ever, and nobody listens meanwhile
     control = socket.socket(fileno=int(control_fd))
     os.set_inheritable(control.fileno(), False)
-    method, hazard = "spawn", None
-    if start_method != "spawn":
-        try:
-            _import_source(json.loads(prepared))
-        except BaseException as error:  # noqa: BLE001 - a source may raise anything
-            hazard = f"the source cannot be imported again ({type(error).__name__}: {error})"
-        else:
-            hazard = fork_hazard() if start_method == "auto" else None
-        method = "fork" if hazard is None else "spawn"
-    Template(control, method, prepared, hazard).serve()
+    if start_method == "spawn":
+        Template(control, "spawn", source, hazard or None).serve()
+        return
+    try:
+        _import_source(source.main)
+    except BaseException as error:  # noqa: BLE001 - a source may raise anything
+        why = f"{type(error).__name__}: {message_of(error)[-wire.MAX_PACKET_TEXT_CHARS :]}"
+        spawn_instead(control, source, f"the source cannot be imported again ({why})")
+    configure_front(source.log_level, source.log_format)
+    be_template(control, front, source, start_method, is_fresh=True)
 
 
 def worker_main() -> None:
-    """Entry of a worker's interpreter: argv is the preparation, two descriptors and the launch."""
+    """Entry of a worker's interpreter: argv is the source, two descriptors and the launch."""
     from .loop import report_init_failure, run_worker  # noqa: PLC0415 - see template_main
     from .stacks import arm  # noqa: PLC0415 - as above
 
-    prepared, channel_fd, stacks_fd, order = sys.argv[1:]
+    text, channel_fd, stacks_fd, order = sys.argv[1:]
     channel = socket.socket(fileno=int(channel_fd))
     os.set_inheritable(channel.fileno(), False)
     arm(int(stacks_fd))
     launch = cast("wire.Launch", wire.decode_header(order.encode()))
     try:
-        _import_source(json.loads(prepared))
+        _load(Source.from_json(text))
     except BaseException as error:  # noqa: BLE001 - told to the front, which decides
         report_init_failure(channel, error)
         os._exit(1)
     os._exit(run_worker(launch, channel))
+
+
+def _load(source: Source) -> None:
+    """Do what a forked worker's template has done."""
+    from .output import buffer_by_line  # noqa: PLC0415 - see template_main
+    from .preparing import prepare_here  # noqa: PLC0415 - as above
+
+    _import_source(source.main)
+    configure_worker(source.log_level)
+    buffer_by_line()
+    prepare_here()
 
 
 def _import_source(data: dict[str, Any]) -> None:

@@ -3,6 +3,9 @@
 Runs as a child of the front: forked from it at start(), or as a fresh interpreter, where a fork is
 not safe or where the first template was lost. Every worker is its child, whichever way it was made.
 
+0. The source's @prepare runs, where it has one (``preparing.py``). What makes a fork unsafe is
+   looked for then; where something does, this process becomes a fresh interpreter, with the same
+   children and the same socket, which gives back what was loaded.
 1. Launch arrives: a worker is made (``birth.py``), by a fork of this process, or, where it imported
    nothing or a fork is not safe, as a fresh interpreter.
 2. SIGCHLD: a worker is dead. It is reaped, and what it has left is killed (``burial.py``); when
@@ -27,6 +30,7 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import setproctitle
 
@@ -36,18 +40,18 @@ from ..processes import become_subreaper, wake_at_parents_death
 from . import spawned
 from .birth import Births, SignalHandler
 from .burial import Burials
+from .hazards import fork_hazard
+from .preparing import FRONTS_SIGNALS, prepare_to_fork
 
-# Ctrl-C and a closing terminal reach the whole foreground group; only the front acts on them, and
-# ends this process.
-_FRONTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _SHUTDOWN_LIMIT_S = 10.0
 
 
-def fork_template() -> tuple[int, socket.socket]:
+def fork_template(source: spawned.Source, start_method: str) -> tuple[int, socket.socket]:
     """Fork the template from this process (the front; it must have one thread only).
 
     Returns the template's pid and the front's end of the control socket.
     """
+    front = os.getpid()
     fronts_end, templates_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -58,14 +62,14 @@ def fork_template() -> tuple[int, socket.socket]:
         return pid, fronts_end
     try:
         fronts_end.close()
-        Template(templates_end, "fork").serve()
+        be_template(templates_end, front, source, start_method)
     except BaseException:  # noqa: BLE001 - this process must not return into the source's code
         traceback.print_exc()
         os._exit(70)
     os._exit(0)
 
 
-def exec_template(prepared: str, start_method: str) -> tuple[int, socket.socket]:
+def exec_template(source: spawned.Source, start_method: str) -> tuple[int, socket.socket]:
     """Start the template as a fresh interpreter; safe with any threads.
 
     For ``spawn`` it imports nothing; for ``fork``, and for ``auto``, which looks for hazards then,
@@ -78,12 +82,41 @@ def exec_template(prepared: str, start_method: str) -> tuple[int, socket.socket]
     fronts_end, templates_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with templates_end:
         templates_end.set_inheritable(True)
-        command = spawned.template_command(templates_end.fileno(), prepared, start_method)
+        command = spawned.template_command(templates_end.fileno(), source, start_method)
         try:
             return os.posix_spawn(command[0], command, os.environ), fronts_end
         except OSError:
             fronts_end.close()
             raise
+
+
+def be_template(
+    control: socket.socket,
+    front: int,
+    source: spawned.Source,
+    start_method: str,
+    *,
+    is_fresh: bool = False,
+) -> None:
+    """Live as a template that forks; in a process that has imported the source.
+
+    ``is_fresh``: nobody has looked for hazards in this process yet.
+    """
+    is_prepared = prepare_to_fork(control, front)
+    hazard = fork_hazard(is_prepared=is_prepared) if is_prepared or is_fresh else None
+    if hazard is not None and start_method == "auto":
+        spawn_instead(control, source, hazard)
+    Template(control, "fork", source, hazard).serve()
+
+
+def spawn_instead(control: socket.socket, source: spawned.Source, hazard: str) -> NoReturn:
+    """Become a template that spawns, as a fresh interpreter: what was loaded here is given back."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - they are numbers
+        with contextlib.suppress(OSError):  # the one that lists them is closed already
+            os.set_inheritable(descriptor, descriptor in (0, 1, 2, control.fileno()))
+    hazard = hazard.replace("\0", "")  # no argument can hold one
+    command = spawned.template_command(control.fileno(), source, "spawn", hazard, os.getppid())
+    os.execv(command[0], command)  # noqa: S606 - our own command, no shell
 
 
 class Template:
@@ -92,21 +125,17 @@ class Template:
     Args:
         control: its end of the socket to the front.
         method: ``fork`` or ``spawn``, how it makes workers.
-        prepared: what spawned workers need in order to import the source.
-        hazard: why the method is ``spawn``, where ``fork`` was wanted.
+        source: what spawned workers need in order to import the source.
+        hazard: why a fork is not safe, where one was wanted.
     """
 
     def __init__(
-        self,
-        control: socket.socket,
-        method: str,
-        prepared: str | None = None,
-        hazard: str | None = None,
+        self, control: socket.socket, method: str, source: spawned.Source, hazard: str | None
     ) -> None:
         self._control = control
         self._ready = wire.TemplateReady(method, hazard)
         self._temp_base: Path | None = None
-        self._births = Births(method, prepared, self._tell, self._drop_descriptors)
+        self._births = Births(method, source, self._tell, self._drop_descriptors)
         self._burials = Burials(self._tell)
         self._signal_handlers: dict[signal.Signals, SignalHandler] = {}
         self._selector = selectors.DefaultSelector()
@@ -133,7 +162,7 @@ class Template:
         self._wakeups.setblocking(False)
         self._wake.setblocking(False)
         # A source may ignore SIGCHLD, or reap in a handler of its own: not here.
-        taken: dict[signal.Signals, SignalHandler] = dict.fromkeys(_FRONTS_SIGNALS, signal.SIG_IGN)
+        taken: dict[signal.Signals, SignalHandler] = dict.fromkeys(FRONTS_SIGNALS, signal.SIG_IGN)
         taken[signal.SIGCHLD] = _be_woken
         for number, handler in taken.items():
             before = signal.signal(number, handler)
