@@ -93,6 +93,11 @@ class Settings(BaseSettings):
         "auto",
         description="how workers are made; auto = fork, or spawn where a fork is not safe",
     )
+    standby: bool = Field(
+        default=True,
+        description="where workers are spawned, one interpreter more has the source imported and "
+        "prepared, and waits, so that a kill costs @init alone; it takes the memory of that",
+    )
     task_timeout: float | None = Field(
         None,
         gt=0,

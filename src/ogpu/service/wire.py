@@ -83,6 +83,11 @@ class Launch:
             raise TypeError("an environment is names and values")
 
 
+@dataclass(frozen=True)
+class Standby:
+    """Have a fresh interpreter ready for the next Launch, where workers are spawned."""
+
+
 # --- template → front
 
 
@@ -114,6 +119,13 @@ class Launched:
     slot: int
     generation: int
     pid: int
+
+
+@dataclass(frozen=True)
+class StandbyLost:
+    """The standby is of no use, and ended; the next worker is a fresh interpreter."""
+
+    why: str
 
 
 @dataclass(frozen=True)
@@ -232,8 +244,10 @@ class Progressed:
 
 Message = (
     Launch
+    | Standby
     | TemplateReady
     | PrepareFailed
+    | StandbyLost
     | Launched
     | LaunchFailed
     | Gone

@@ -82,6 +82,7 @@ class Launcher:
         self._may_spin = len(os.sched_getaffinity(0)) > slots
         self._events: LaunchEvents | None = None
         self._unsent: deque[bytes] = deque()
+        self.method: str | None = None  # how workers are made, once the template is ready
         self._is_up, self.is_ready = True, False
         self.why_unready: str | None = None  # of a template that ended before it was ready
         self._import_timer: asyncio.TimerHandle | None = None
@@ -106,6 +107,12 @@ class Launcher:
         )
         self._unsent.append(wire.encode_header(order))
         if self._is_up:
+            self._send()
+
+    def order_standby(self) -> None:
+        """Have a fresh interpreter wait for the next order, where workers are spawned."""
+        if self._is_up and self.method == "spawn":
+            self._unsent.append(wire.encode_header(wire.Standby()))
             self._send()
 
     def _send(self) -> None:
@@ -204,7 +211,8 @@ class Launcher:
         """
         assert self._events is not None
         self._pid, self._control = self._make_template()
-        self._is_up, self.is_ready, self.why_unready = True, False, None
+        self._is_up, self.is_ready = True, False
+        self.method = self.why_unready = None
         logger.warning("Another template is being made (pid %d)", self._pid)
         self.listen(self._events)
         self._send()
@@ -288,6 +296,10 @@ class Launcher:
                 self.why_unready = f"its @prepare failed:\n{message.traceback.rstrip()}"
             case wire.Launched():
                 self._events.on_launched(message, descriptors)
+            case wire.StandbyLost():
+                logger.warning(
+                    "The standby is lost; the next worker starts afresh: %s", message.why
+                )
             case wire.LaunchFailed():
                 self._events.on_launch_failed(message)
             case wire.Gone():
@@ -302,7 +314,7 @@ class Launcher:
 
     def _on_ready(self, ready: wire.TemplateReady) -> None:
         self._stop_import_timer()
-        self.is_ready = True
+        self.is_ready, self.method = True, ready.method
         if ready.hazard is not None and ready.method == "spawn":
             logger.warning("Workers are spawned, since a fork is not safe: %s", ready.hazard)
         elif ready.hazard is not None:

@@ -7,6 +7,8 @@ supervisor's business (``LifeEvents``).
 1. Slot 0 is launched alone: its @init may download. When it is ready, the others are launched.
 2. A worker that is well is to be replaced (``recycle``): between two tasks, and one slot at a time
    where it can go on that long.
+   When all slots are filled, a standby is ordered: where workers are spawned, the next one then
+   costs its @init, and not the import of the source.
 3. A worker is gone: its slot is filled again, at once where it had been of use, else after a
    back-off; not before the memory of its GPU is back (``reclaim.py``). One that never became ready,
    or whose device does not answer any more, is a setback.
@@ -211,6 +213,10 @@ class Lives:
         for other in self.slots:
             if other.state is SlotState.READY:
                 self.recycle_if_wanted(other)
+        # Not sooner: its import would delay the @init of those that are needed. And once for each
+        # worker that was made, so that one which cannot wait is not made again and again.
+        if self._settings.standby and all(other.state in _IN_PLACE for other in self.slots):
+            self._launcher.order_standby()
 
     def _why_useless(self, ready: wire.Ready) -> str | None:
         if ready.protocol_version != wire.PROTOCOL_VERSION:

@@ -35,26 +35,32 @@ class _Burial:
 class Burials:
     """Knows the children of this process, and buries those that were workers.
 
-    ``workers`` are those that were born here, by pid; ``tell`` says Gone to the front.
+    ``workers`` are those that were born here, by pid, and ``standbys`` those that may become one;
+    ``tell`` says Gone to the front, ``bury_standby`` takes a pid and an exit code.
     """
 
-    def __init__(self, tell: Callable[[wire.Gone], None]) -> None:
+    def __init__(
+        self, tell: Callable[[wire.Gone], None], bury_standby: Callable[[int, int], None]
+    ) -> None:
         self.workers: dict[int, wire.Launched] = {}
+        self.standbys: set[int] = set()
         self._tell = tell
+        self._bury_standby = bury_standby
         self._sources = own_children()  # what the source started when it was imported here
         self._burials: list[_Burial] = []  # orphans are known by pid, too: we alone reap
 
     @property
     def is_over(self) -> bool:
         """True when there are no workers any more, and nothing that any has left."""
-        return not self.workers and not self._burials
+        return not self.workers and not self.standbys and not self._burials
 
     def bury(self) -> None:
         """Reap every child that has ended, and kill what dead workers have left."""
         burial = _Burial()
         while self._reap(burial):
             pass
-        known = self._sources.union(self.workers, *(b.orphans for b in self._burials))
+        orphans = (b.orphans for b in self._burials)
+        known = self._sources.union(self.workers, self.standbys, *orphans)
         while True:
             found = own_children() - known - burial.orphans
             burial.orphans |= found
@@ -72,7 +78,7 @@ class Burials:
 
     def kill_all(self) -> None:
         """Kill the workers, and what the source started in this process."""
-        for pid in [*self.workers, *(self._sources & own_children())]:
+        for pid in [*self.workers, *self.standbys, *(self._sources & own_children())]:
             self._kill(pid)
 
     def _reap(self, burial: _Burial) -> bool:
@@ -85,13 +91,17 @@ class Burials:
             return False
         pid = ended.si_pid
         worker = self.workers.pop(pid, None)
-        if worker is not None:
+        is_standby = pid in self.standbys
+        if worker is not None or is_standby:
             # No such group: it died before setsid(). No permission: it runs as another user.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if is_standby:
+            self.standbys.discard(pid)
+            self._bury_standby(pid, code)
         if worker is not None:
-            code = os.waitstatus_to_exitcode(status)
             burial.dead.append(wire.Gone.with_code(worker.slot, worker.generation, code))
         for earlier in self._burials:
             if pid in earlier.orphans:

@@ -6,7 +6,8 @@ name ``__mp_main__``, so that a ``if __name__ == "__main__"`` guard holds. What 
 know of the front crosses as JSON in argv: sys.path, sys.argv, the folder, the main module.
 
 A worker imports the source and runs its @prepare, then lives as any other (``loop.py``). A failure
-of either is told as one of @init.
+of either is told as one of @init. A standby does the same, but has no order yet: it waits for that
+at its channel, between the two.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import setproctitle
+
 from .. import wire
+from ..errors import WireError
 from ..logger import configure_front, configure_worker
 from ..processes import die_with_parent
 
@@ -33,6 +37,7 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])['main']['sys_path']; "
     "from ogpu.service.worker.spawned import {entry}; {entry}()"
 )
+_VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _PASSED_ON = (
     "sys_path",
     "sys_argv",
@@ -88,10 +93,10 @@ def template_command(
 
 
 def worker_command(
-    channel_fd: int, stacks_fd: int, source: Source, launch: wire.Launch
+    channel_fd: int, stacks_fd: int, source: Source, launch: wire.Launch | None
 ) -> list[str]:
-    """Return the command line of a worker."""
-    order = wire.encode_header(launch).decode()
+    """Return the command line of a worker; None: of a standby."""
+    order = "" if launch is None else wire.encode_header(launch).decode()
     return _command("worker_main", source, str(channel_fd), str(stacks_fd), order)
 
 
@@ -128,21 +133,61 @@ def template_main() -> None:
 
 
 def worker_main() -> None:
-    """Entry of a worker's interpreter: argv is the source, two descriptors and the launch."""
+    """Entry of a worker's interpreter: argv is the source, two descriptors and the launch, if any.
+
+    Without one it is a standby.
+    """
     from .loop import report_init_failure, run_worker  # noqa: PLC0415 - see template_main
     from .stacks import arm  # noqa: PLC0415 - as above
 
     text, channel_fd, stacks_fd, order = sys.argv[1:]
-    channel = socket.socket(fileno=int(channel_fd))
+    channel, source = socket.socket(fileno=int(channel_fd)), Source.from_json(text)
     os.set_inheritable(channel.fileno(), False)
-    arm(int(stacks_fd))
-    launch = cast("wire.Launch", wire.decode_header(order.encode()))
+    armed_fd = arm(int(stacks_fd))
+    if not order:
+        setproctitle.setproctitle("ogpu-service: standby")
     try:
-        _load(Source.from_json(text))
+        _load(source)
     except BaseException as error:  # noqa: BLE001 - told to the front, which decides
         report_init_failure(channel, error)
         os._exit(1)
+    if order:
+        launch = cast("wire.Launch", wire.decode_header(order.encode()))
+    else:
+        launch = _wait_for_launch(channel)
+        _take_up(launch, source, channel, armed_fd)
     os._exit(run_worker(launch, channel))
+
+
+def _wait_for_launch(channel: socket.socket) -> wire.Launch:
+    """Wait until the standby is needed; leave where it is not any more."""
+    decoder = wire.FrameDecoder(0)
+    while said := channel.recv(wire.MAX_HEADER_BYTES):
+        for message, _ in decoder.feed(said):  # one: the front says no more until it is ready
+            if not isinstance(message, wire.Launch):
+                raise WireError(f"a standby cannot do {message}")
+            return message
+    os._exit(0)
+
+
+def _take_up(launch: wire.Launch, source: Source, channel: socket.socket, stacks_fd: int) -> None:
+    """Become the worker that was ordered.
+
+    A GPU context is bound to the devices that were visible when it was made. So where the source
+    has opened one already, and the order says that others are to be seen, this process starts
+    again, as a worker that knows so from its beginning.
+    """
+    from .birth import use_surroundings  # noqa: PLC0415 - see template_main
+    from .hazards import open_gpu_device  # noqa: PLC0415 - as above
+
+    seen = [os.environ.get(name) for name in _VISIBLE_DEVICES]
+    use_surroundings(launch)
+    if seen != [os.environ.get(name) for name in _VISIBLE_DEVICES] and open_gpu_device():
+        for descriptor in (channel.fileno(), stacks_fd):
+            os.set_inheritable(descriptor, True)
+        command = worker_command(channel.fileno(), stacks_fd, source, launch)
+        os.execv(command[0], command)  # noqa: S606 - our own command, no shell
+    setproctitle.setproctitle(f"ogpu-service: worker {launch.slot}")
 
 
 def _load(source: Source) -> None:

@@ -33,8 +33,11 @@ def make_file() -> int:
     return descriptor
 
 
-def arm(descriptor: int) -> None:
-    """Write stacks to this file from now on: when the front asks for them, and at a crash."""
+def arm(descriptor: int) -> int:
+    """Write stacks to this file from now on: when the front asks for them, and at a crash.
+
+    Returns the file's descriptor from now on.
+    """
     moved = descriptor
     with contextlib.suppress(OSError):  # where RLIMIT_NOFILE is lower it stays where it is
         moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LEAST_DESCRIPTOR)
@@ -43,6 +46,7 @@ def arm(descriptor: int) -> None:
     faulthandler.register(wire.DUMP_SIGNAL, file=moved, all_threads=True, chain=True)
     faulthandler.enable(file=moved, all_threads=True)
     os.register_at_fork(after_in_child=_disarm)
+    return moved
 
 
 def _disarm() -> None:

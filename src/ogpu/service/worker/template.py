@@ -7,7 +7,8 @@ not safe or where the first template was lost. Every worker is its child, whiche
    looked for then; where something does, this process becomes a fresh interpreter, with the same
    children and the same socket, which gives back what was loaded.
 1. Launch arrives: a worker is made (``birth.py``), by a fork of this process, or, where it imported
-   nothing or a fork is not safe, as a fresh interpreter.
+   nothing or a fork is not safe, as a fresh interpreter. Standby arrives: in the second case such
+   an interpreter is started for the next Launch.
 2. SIGCHLD: a worker is dead. It is reaped, and what it has left is killed (``burial.py``); when
    nothing of it is left, the front is told.
 3. The control socket ends: the front is dead or done. Kill all, wait (bounded), exit.
@@ -136,8 +137,7 @@ class Template:
         self._ready = wire.TemplateReady(method, hazard)
         self._temp_base: Path | None = None
         self._births = Births(method, source, self._tell, self._drop_descriptors)
-        self._burials = Burials(self._tell)
-        self._signal_handlers: dict[signal.Signals, SignalHandler] = {}
+        self._burials = Burials(self._tell, self._bury_standby)
         self._selector = selectors.DefaultSelector()
         self._wakeups, self._wake = socket.socketpair()
 
@@ -164,9 +164,11 @@ class Template:
         # A source may ignore SIGCHLD, or reap in a handler of its own: not here.
         taken: dict[signal.Signals, SignalHandler] = dict.fromkeys(FRONTS_SIGNALS, signal.SIG_IGN)
         taken[signal.SIGCHLD] = _be_woken
-        for number, handler in taken.items():
-            before = signal.signal(number, handler)
-            self._signal_handlers[number] = signal.SIG_DFL if before is None else before
+        before = {number: signal.signal(number, handler) for number, handler in taken.items()}
+        self._births.signal_handlers = {
+            number: signal.SIG_DFL if handler is None else handler
+            for number, handler in before.items()
+        }
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, taken)  # the front held some for the fork
 
@@ -189,20 +191,37 @@ class Template:
             return False
         if not packet:
             return False
-        order = wire.decode_header(packet)
-        if not isinstance(order, wire.Launch):
-            raise WireError(f"a template cannot do {order}")
-        try:
-            self._launch(order)
-        except OSError as error:
-            self._tell(wire.LaunchFailed(order.slot, order.generation, str(error)))
+        match order := wire.decode_header(packet):
+            case wire.Launch():
+                self._launch(order)
+            case wire.Standby():
+                self._make_standby()
+            case _:
+                raise WireError(f"a template cannot do {order}")
         return True
 
     def _launch(self, order: wire.Launch) -> None:
         if order.temp_dir is not None:
             self._temp_base = Path(order.temp_dir).parent
-        born = self._births.make(order, self._signal_handlers)
+        try:
+            born = self._births.make(order)
+        except OSError as error:
+            self._tell(wire.LaunchFailed(order.slot, order.generation, str(error)))
+            return
+        self._burials.standbys.discard(born.pid)
         self._burials.workers[born.pid] = born
+
+    def _make_standby(self) -> None:
+        try:
+            pid = self._births.make_standby()
+        except OSError as error:
+            self._tell(wire.StandbyLost(f"it could not be made: {error}"))
+            return
+        if pid is not None:
+            self._burials.standbys.add(pid)
+
+    def _bury_standby(self, pid: int, code: int) -> None:
+        self._tell(wire.StandbyLost(self._births.bury_standby(pid, code)))
 
     # --- the end
 
