@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from support.processes import kinds_of_descriptors, open_descriptors
+from support.processes import is_standby, kinds_of_descriptors, open_descriptors
 from support.waiting import wait_until
 
 from .stage import Stage
@@ -82,9 +82,11 @@ def left_behind(stage: Stage, before: Census) -> list[str]:
 
 
 def strangers(stage: Stage) -> list[str]:
-    """Return the processes below the front that are not the service."""
+    """Return the processes below the front that are not the service; it may have one standby."""
     ours = {stage.template, *(slot["pid"] for slot in stage.pool())}
-    return [str(process) for process in stage.below() if process.pid not in ours]
+    others = [process for process in stage.below() if process.pid not in ours]
+    standbys = [process for process in others if is_standby(process)]
+    return [str(process) for process in others if process not in standbys[:1]]
 
 
 def zombies(stage: Stage) -> list[str]:

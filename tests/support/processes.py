@@ -40,6 +40,13 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def is_standby(process: psutil.Process) -> bool:
+    """Return whether a process is an interpreter that waits to become a worker."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()[:1] == ["ogpu-service: standby"]
+    return False
+
+
 def open_descriptors(pid: int) -> int:
     """Count the open descriptors of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))

@@ -1,4 +1,4 @@
-"""@init, @expose and the registry: the errors of the frozen module, and its importable names."""
+"""What a source registers: the errors of the frozen module, and its importable names."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def capture_records() -> Iterator[Records]:
 def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "_handlers", {})
     monkeypatch.setattr(handler, "_init_function", None)
+    monkeypatch.setattr(handler, "_prepare_function", None)
 
 
 def test_expose_registers_and_returns_the_function_itself() -> None:
@@ -299,6 +300,7 @@ def test_everything_public_is_listed() -> None:
         "expose",
         "init",
         "logger",
+        "prepare",
         "start",
     }
     assert all(hasattr(ogpu.service, name) for name in ogpu.service.__all__)
@@ -308,3 +310,31 @@ def test_the_logger_calls_found_in_deployed_sources_exist() -> None:
     """`ogpu.service.exception(...)` in an except block must not raise an AttributeError."""
     for name in ("debug", "info", "warning", "error", "exception"):
         assert callable(getattr(ogpu.service, name))
+
+
+def test_prepare_is_registered_once_and_takes_nothing() -> None:
+    @ogpu.service.prepare()
+    def fetch() -> None: ...
+
+    assert handler.get_prepare_handler() is fetch
+    with pytest.raises(ValueError, match="`fetch` is already registered"):
+        ogpu.service.prepare()(fetch)
+
+
+def test_a_prepare_with_arguments_is_a_type_error() -> None:
+    def fetch(where: str) -> None: ...
+
+    with pytest.raises(TypeError, match="Prepare function `fetch` must take no arguments"):
+        ogpu.service.prepare()(fetch)
+    assert handler.get_prepare_handler() is None
+
+
+def test_a_warmup_is_an_instance_of_the_input_model() -> None:
+    def predict(data: Model) -> Model:
+        return data
+
+    with pytest.raises(TypeError, match="`predict`: warmup must be an instance of Model"):
+        ogpu.service.expose(warmup={"text": "x"})(predict)  # type: ignore[arg-type]
+    assert handler.get_handlers() == []
+    ogpu.service.expose(warmup=Model(text="x"))(predict)
+    assert handler.registered()["predict"].warmup == Model(text="x")

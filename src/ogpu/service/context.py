@@ -15,6 +15,9 @@ from .errors import NoCurrentTaskError
 
 Report = Callable[[float, str | None], None]
 
+# What subprocesses of a handler know their task by; deployed sources read it already.
+ADDRESS_VARIABLE = "OGPU_TASK_ADDRESS"
+
 
 class CurrentTask:
     """The task that this worker runs."""

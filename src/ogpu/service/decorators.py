@@ -35,6 +35,7 @@ def expose(
     grace: float | None = None,
     batch_size: int | None = None,
     batch_window: float | None = None,
+    warmup: BaseModel | None = None,
 ) -> Callable[[AnyFunction], AnyFunction]:
     """Mark a function as a handler: its name becomes the ``function`` of tasks.
 
@@ -51,10 +52,15 @@ def expose(
             batch's. When a batch kills its worker, its tasks are run again one at a time.
         batch_window: seconds that a task waits for others while a worker is free, until there are
             ``batch_size``. None: 0.01.
+        warmup: an input that the handler is run with (``batch_size`` times, in one batch), once, in
+            each new worker, after ``@init`` and before its first task: what a first call costs (GPU
+            kernels, compilation, autotuning) is then no task's. It is no task itself: nothing is
+            recorded or sent. A failure of it is one of ``@init``.
 
     Raises:
         TypeError: the function does not take exactly one pydantic model and return one (with
-            ``batch_size``: a list of one, and a list of the other).
+            ``batch_size``: a list of one, and a list of the other), or the warm-up is not an
+            instance of the first.
         ValueError: the name is taken, or a number is out of its range.
 
     Example:
@@ -75,7 +81,12 @@ def expose(
         batching = _checked_batching(name, batch_size, batch_window)
         input_model, output_model = _models_of(function, are_lists=batching is not None)
         timeout_s, grace_s = _checked_timeout(name, timeout), _checked_grace(name, grace)
-        register(Handler(function, input_model, output_model, timeout_s, grace_s, batching))
+        if warmup is not None and not isinstance(warmup, input_model):
+            raise TypeError(
+                f"Function `{name}`: warmup must be an instance of {input_model.__name__} "
+                f"(got {warmup!r})"
+            )
+        register(Handler(function, input_model, output_model, timeout_s, grace_s, batching, warmup))
         return function
 
     if inspect.isroutine(timeout):

@@ -43,6 +43,7 @@ class Handler:
     timeout_s: float | None = None
     grace_s: float | None = None
     batching: Batching | None = None
+    warmup: BaseModel | None = None  # what it is run with, once, in each new worker
     is_async: bool = field(init=False)
 
     def __post_init__(self) -> None:

@@ -186,7 +186,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker ran @init and takes tasks. Always the first message, unless init failed."""
+    """The worker ran @init and takes tasks. Always the first message, unless init failed.
+
+    ``init_s``: what that took, warm-ups included.
+    """
 
     protocol_version: int
     functions: list[str]
@@ -199,7 +202,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class InitFailed:
-    """Importing the source or running @init failed; the worker exits."""
+    """Importing the source, or running @prepare, @init or a warm-up failed; the worker exits."""
 
     exception: str
     message: str

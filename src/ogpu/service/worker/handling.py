@@ -26,7 +26,7 @@ from . import output
 from .failure import failed, let_go, message_of
 from .interrupt import Interrupt
 
-Order = tuple[wire.Run, bytes]  # with the input
+Order = tuple[wire.Run, bytes | BaseModel]  # with the input: a warm-up's is no JSON
 Answer = tuple[wire.Done | wire.Failed, bytes]  # with the result
 
 
@@ -64,11 +64,11 @@ class Handling:
             return self._interrupt.run(self._loop, _awaited(result))
         return result
 
-    def _run_one(self, handler: Handler, order: wire.Run, input_json: bytes) -> Answer:
+    def _run_one(self, handler: Handler, order: wire.Run, given: bytes | BaseModel) -> Answer:
         try:
             self._interrupt.open(order)
             try:
-                result = self.call(handler.function, _read_input(handler, input_json))
+                result = self.call(handler.function, _read_input(handler, given))
                 result_json = self._serialise(handler, result)
             finally:
                 self._interrupt.close()
@@ -82,9 +82,9 @@ class Handling:
         answers: dict[int, Answer] = {}
         inputs: list[BaseModel] = []
         fitting: list[wire.Run] = []
-        for order, input_json in orders:
+        for order, given in orders:
             try:
-                inputs.append(_read_input(handler, input_json))
+                inputs.append(_read_input(handler, given))
                 fitting.append(order)
             except _InvalidInputError as error:
                 answers[order.run] = _failed(order, error)
@@ -145,17 +145,19 @@ def _as_json(result: BaseModel) -> bytes:
     return to_json(result.model_dump(), inf_nan_mode="null")
 
 
-def _read_input(handler: Handler, input_json: bytes) -> BaseModel:
+def _read_input(handler: Handler, given: bytes | BaseModel) -> BaseModel:
     """Validate again: the front, which did so already, may have been one of an older source."""
+    if isinstance(given, BaseModel):
+        return given
     model = handler.input_model
     try:
         # As FastAPI does it for the frozen module: parsed first. Then `bytes | str` makes a str of
         # a string, of which JSON validation would make bytes (the same with UUID, datetime, …).
-        return _adapter(model).validate_python(from_json(input_json))
+        return _adapter(model).validate_python(from_json(given))
     except ValidationError:
         pass  # a strict model takes a date from JSON, and not from a string
     try:
-        return model.model_validate_json(input_json)
+        return model.model_validate_json(given)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         what = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)

@@ -2,7 +2,8 @@
 
 Runs in a worker, on its main thread, whichever launcher made it:
 
-1. Run @init; say Ready, or InitFailed and leave with exit code 1.
+1. Run @init, then each handler that has a warm-up, once (``warmup.py``); say Ready, or InitFailed
+   and leave with exit code 1.
 2. Wait for a Run, and for those that follow it in the same batch. The end of the channel means:
    leave.
 3. Run the task, or the batch (``handling.py``); look whether the worker is fit for another
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .. import wire
-from ..context import CurrentTask, set_current_tasks
+from ..context import ADDRESS_VARIABLE, CurrentTask, set_current_tasks
 from ..errors import WireError
 from ..handler import get_init_handler, registered
 from ..logger import configure_worker, enable_sentry, flush_sentry, logger
@@ -39,9 +40,8 @@ from .fitness import Fitness
 from .handling import Handling, Order
 from .interrupt import Interrupt
 from .progress import ProgressReporter
+from .warmup import warm_up
 
-# What subprocesses of a handler know their task by; deployed sources read it already.
-_ADDRESS_VARIABLE = "OGPU_TASK_ADDRESS"
 _READ_BYTES = 256 * 1024
 # Under load the next order comes within the time that the front needs for one task, and waking a
 # worker that sleeps costs more than a small task: 6,300 tasks/s and 0.29 ms at concurrency 1
@@ -96,22 +96,29 @@ class _Worker:
 
     def initialise(self) -> bool:
         started = time.perf_counter()
-        init = get_init_handler()
-        if init is not None:
-            try:
-                self._handling.call(init)
-                if os.getpid() != self._pid:
-                    os._exit(0)  # a child that @init forked
-            except BaseException as error:  # noqa: BLE001 - told to the front, which decides
-                if os.getpid() != self._pid:
-                    os._exit(1)
-                self._channel.send(init_failed(error))
-                return False
-            finally:
-                output.flush()
+        failure = self._run_init() or warm_up(self._handling, self._handlers)
+        if failure is not None:
+            self._channel.send(failure)
+            return False
         init_s = time.perf_counter() - started
         self._channel.send(wire.Ready(wire.PROTOCOL_VERSION, list(self._handlers), init_s))
         return True
+
+    def _run_init(self) -> wire.InitFailed | None:
+        init = get_init_handler()
+        if init is None:
+            return None
+        try:
+            self._handling.call(init)
+            if os.getpid() != self._pid:
+                os._exit(0)  # a child that @init forked
+        except BaseException as error:  # noqa: BLE001 - told to the front, which decides
+            if os.getpid() != self._pid:
+                os._exit(1)
+            return init_failed(error)
+        finally:
+            output.flush()
+        return None
 
     def serve(self) -> None:
         standard = output.StandardDescriptors()
@@ -174,7 +181,7 @@ class _Worker:
         set_current_tasks([self._current_task(order) for order in orders], is_batch=is_batch)
         self._fitness.begin(orders[0])
         if not is_batch:
-            os.environ[_ADDRESS_VARIABLE] = orders[0].task_address
+            os.environ[ADDRESS_VARIABLE] = orders[0].task_address
 
     def _current_task(self, order: wire.Run) -> CurrentTask:
         return CurrentTask(
@@ -189,7 +196,7 @@ class _Worker:
     def _end(self) -> None:
         set_current_tasks([])
         with contextlib.suppress(KeyError):  # a handler may have cleared it
-            del os.environ[_ADDRESS_VARIABLE]
+            del os.environ[ADDRESS_VARIABLE]
         self._progress.end()
 
 

@@ -1,0 +1,178 @@
+"""The standby: an interpreter that waits, so that a kill costs @init and not the import."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import StartServer
+from support.processes import is_gone, is_standby
+from support.waiting import wait_until
+
+SOURCE = """
+import os, tempfile, time
+import ogpu.service
+from pydantic import BaseModel
+
+class Data(BaseModel):
+    text: str = ""
+
+def note(what):
+    with open({notes!r}, "a") as notes:
+        notes.write(f"{{what}} {{os.getpid()}}\\n")
+
+note("imports")
+while os.path.exists({hold!r}):
+    time.sleep(0.01)
+if os.path.exists({broken!r}):
+    raise RuntimeError("the licence server is down")
+
+@ogpu.service.expose()
+def where(data: Data) -> Data:
+    return Data(text=f"{{os.getpid()}} {{tempfile.gettempdir()}}")
+
+@ogpu.service.expose()
+def dies(data: Data) -> Data:
+    os.kill(os.getpid(), 9)
+
+note("imported")
+ogpu.service.start()
+"""
+
+
+class Service:
+    """A server that spawns its workers, and the processes that it has."""
+
+    def __init__(self, start_server: StartServer, folder: Path, **settings: object) -> None:
+        self.hold, self.broken = folder / "hold", folder / "broken"
+        self.notes = folder / "notes"
+        paths = {"notes": self.notes, "hold": self.hold, "broken": self.broken}
+        source = SOURCE.format(**{name: str(path) for name, path in paths.items()})
+        self.server = start_server(source, **{"OGPU_START_METHOD": "spawn", **settings})
+
+    def template(self) -> int:
+        return int(re.findall(r"template: pid (\d+)", self.server.log)[-1])
+
+    def standbys(self) -> list[int]:
+        children = psutil.Process(self.template()).children()
+        return [child.pid for child in children if is_standby(child)]
+
+    def wait_standby(self, what: str = "imported") -> int:
+        """Return the one that has imported the source, or only begun with that."""
+        (standby,) = wait_until(self.standbys, "a standby")
+        wait_until(lambda: f"{what} {standby}\n" in self.notes.read_text(), f"it {what} it")
+        return standby
+
+    def kill_worker(self) -> int:
+        """Have the worker of slot 0 end, and return the pid of the next one."""
+        before = self.server.slot()
+        os.kill(before["pid"], signal.SIGKILL)
+        wait_until(lambda: self.server.slot()["generation"] > before["generation"], "another one")
+        return int(wait_until(lambda: self.server.slot()["pid"], "its pid"))
+
+    def imports(self) -> int:
+        return self.notes.read_text().count("imports ")
+
+
+@pytest.fixture
+def start(start_server: StartServer, tmp_path: Path) -> Callable[..., Service]:
+    return lambda **settings: Service(start_server, tmp_path, **settings)
+
+
+def test_it_takes_the_place_of_a_worker(start: Callable[..., Service]) -> None:
+    """A task's worker dies; the next task runs in the standby, in its slot's own folder for
+    temporary files; then there is another standby. It is no worker before that.
+    """
+    service = start(OGPU_WORKERS=2)
+    server = service.server
+    for number in range(2):
+        standby = service.wait_standby()
+        assert standby not in [slot["pid"] for slot in server.workers()["workers"]]
+        assert server.run("dies", f"dies-{number}")["error"]["reason"] == "worker_died"
+        pids = wait_until(
+            lambda: [s["pid"] for s in server.workers()["workers"] if s["state"] == "ready"][1:],
+            "both are ready",
+        )
+        assert pids
+        (slot,) = [s for s in server.workers()["workers"] if s["pid"] == standby]
+        found = {server.run("where", f"where-{number}-{again}")["result"]["text"] for again in "ab"}
+        folders = dict(text.split() for text in found)
+        if str(standby) in folders:
+            assert folders[str(standby)].endswith(f"/{slot['slot']}-{slot['generation']}")
+    assert server.stop() == 0
+
+
+def test_it_is_used_before_it_has_imported_the_source(start: Callable[..., Service]) -> None:
+    """It is ahead of an interpreter that would be started now."""
+    service = start(OGPU_STANDBY=1)
+    service.wait_standby()
+    service.hold.touch()
+    service.kill_worker()
+    standby = service.wait_standby("imports")
+    assert service.kill_worker() == standby
+    service.hold.unlink()
+    assert service.server.run("where", "a")["result"]["text"].startswith(f"{standby} ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_that_is_killed_or_stopped(start: Callable[..., Service], number: int) -> None:
+    """The next worker is a fresh interpreter; the one after it has a standby again."""
+    service = start()
+    standby = service.wait_standby()
+    os.kill(standby, number)
+    if number == signal.SIGKILL:
+        service.server.wait_log("The standby is lost; the next worker starts afresh: it was ended")
+        assert service.standbys() == []
+    else:
+        wait_until(lambda: psutil.Process(standby).status() == "stopped", "it is stopped")
+    assert service.kill_worker() != standby
+    assert service.server.run("where", "a")["state"] == "succeeded"
+    assert is_gone(standby)
+    assert service.wait_standby() == service.kill_worker()
+    assert service.server.stop() == 0
+
+
+def test_one_that_cannot_import_the_source(start: Callable[..., Service]) -> None:
+    """The log has the traceback; none is made again until a worker has been made."""
+    service = start()
+    service.wait_standby()
+    before = service.imports()
+    service.broken.touch()
+    service.kill_worker()
+    service.server.wait_log("RuntimeError: the licence server is down")
+    assert "The standby is lost" in service.server.log
+    assert service.server.run("where", "a")["state"] == "succeeded"
+    assert service.imports() == before + 1
+    assert service.standbys() == []
+    service.broken.unlink()
+    service.kill_worker()
+    service.wait_standby()
+    assert service.imports() == before + 3
+
+
+def test_it_ends_with_its_template(start: Callable[..., Service]) -> None:
+    service = start()
+    standby, template = service.wait_standby(), service.template()
+    os.kill(template, signal.SIGKILL)
+    wait_until(lambda: is_gone(standby), "the standby is gone", 5)
+    wait_until(lambda: service.template() != template, "another template")
+    assert service.server.run("where", "a")["state"] == "succeeded"
+    assert service.wait_standby() != standby
+
+
+@pytest.mark.parametrize(
+    "settings", [{"OGPU_STANDBY": 0}, {"OGPU_START_METHOD": "fork"}], ids=["off", "fork"]
+)
+def test_there_is_none(start: Callable[..., Service], settings: dict[str, object]) -> None:
+    """Where it is turned off, and where a fork is cheaper than any."""
+    service = start(**settings)
+    service.kill_worker()
+    assert service.server.run("where", "a")["state"] == "succeeded"
+    (worker,) = psutil.Process(service.template()).children()
+    assert worker.pid == service.server.slot()["pid"]
