@@ -157,7 +157,7 @@ TRANSCRIBE = Source(
                 "task": "translate",
                 "segments": [],
                 "duration": None,
-                "error": "Only base64 data is allowed",
+                "error": "not base64",
             },
         ),
         Task(

@@ -98,7 +98,10 @@ def transcribe(data: Audio) -> Transcript:
         return Transcript(
             text=text, language=language, task=data.task, segments=segments, duration=seconds
         )
-    except (binascii.Error, wave.Error, EOFError, ValueError) as e:
+    except binascii.Error:
+        logger.task_fail("Could not transcribe: not base64")
+        return Transcript(text="", language=language, task=data.task, error="not base64")
+    except (wave.Error, EOFError, ValueError) as e:
         logger.task_fail(f"Could not transcribe: {e}")
         return Transcript(text="", language=language, task=data.task, error=str(e))
     finally:
