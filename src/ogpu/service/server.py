@@ -59,6 +59,7 @@ __all__ = [
     "start",
 ]
 
+_SHOWN_BYTES = 1000
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FIRST_GENERATION = 1
 _LEAVE_LIMIT_S = 5.0
@@ -113,9 +114,11 @@ def send_callback(task_address: str, result: dict[str, Any]) -> None:
     )
     try:
         with urllib.request.urlopen(request, timeout=30):  # noqa: S310 - as above
-            logger.info("Callback sent for task: %s", task_address)
+            logger.info("Callback sent to %s", request.full_url)
     except urllib.error.HTTPError as error:
-        logger.error("Failed to send callback: %s %s", error.code, error.reason)
+        with error:
+            said = error.read(_SHOWN_BYTES).decode(errors="replace")
+        logger.error("Failed to send callback: %s %s", error.code, said)
 
 
 @asynccontextmanager
