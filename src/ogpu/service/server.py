@@ -167,7 +167,7 @@ def _serve(settings: Settings) -> None:
             stack.callback(_end_unheard, template[0], sources)
             stack.enter_context(template[1])
             # Set before the fork, these handlers would be the workers' as well.
-            stack.enter_context(_leaving_on_signals())
+            leaving = stack.enter_context(_leaving_on_signals())
         # From here on the process may have threads. The journal comes before the first worker: a
         # second front on its folder is to end before it loads a model, too.
         from .devices.devices import begin_look, find_devices  # noqa: PLC0415 - asyncio
@@ -191,6 +191,7 @@ def _serve(settings: Settings) -> None:
 
         from .front import serve  # noqa: PLC0415 - the same
 
+        leaving.check()
         try:
             uvloop.run(serve(settings, handlers, Places(launcher, scratch, devices), database))
         except RuntimeError as error:
@@ -273,23 +274,44 @@ def _holding_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
+class _Leaving:
+    """Leaves at once on a stop signal. ``check`` is for where that did not come through.
+
+    The handler's SystemExit is raised wherever the main thread is: while it imports, that may be
+    within a callback which makes another exception of it (pydantic-core: "SchemaError: …
+    SystemExit: 0") or drops it (a destructor).
+    """
+
+    def __init__(self) -> None:
+        self.was_asked = False
+
+    def on_signal(self, number: int, _: FrameType | None) -> NoReturn:
+        logger.info("%s while starting: leaving", signal.Signals(number).name)
+        self.was_asked = True
+        sys.exit(0)
+
+    def check(self) -> None:
+        """Leave, if that was asked for."""
+        if self.was_asked:
+            sys.exit(0)
+
+
 @contextmanager
-def _leaving_on_signals() -> Iterator[None]:
+def _leaving_on_signals() -> Iterator[_Leaving]:
     """Leave at once on a stop signal until the event loop takes the signals over.
 
     As PID 1 of a container this process would not even notice a SIGTERM without a handler.
     """
+    leaving = _Leaving()
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers; whoever started us here stops us, too
+        yield leaving  # only the main thread may set handlers; whoever started us stops us, too
         return
-    before = {number: signal.signal(number, _leave) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, leaving.on_signal) for number in _STOP_SIGNALS}
     try:
-        yield
+        yield leaving
+    except Exception:
+        leaving.check()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-
-def _leave(number: int, _: FrameType | None) -> NoReturn:
-    logger.info("%s while starting: leaving", signal.Signals(number).name)
-    sys.exit(0)
