@@ -5,8 +5,7 @@ each fresh interpreter, before @init (``prepare_here``), and none of this is nee
 
 1. The template dies with the front: it does not listen while code of the source runs. Stop signals
    are the front's business, as always.
-2. Numeric libraries are held at one thread: a thread of theirs would not survive the fork. Those
-   that are loaded already are told so; those that @prepare loads read it in the environment.
+2. Numeric libraries are held at one thread (``one_thread.py``): more would not survive the fork.
 3. @prepare runs. What it prints goes where the service's own log goes.
 4. tqdm's leftovers of a progress bar are removed, and garbage is collected: what is left is shared
    with every worker, for as long as nobody writes to it.
@@ -34,18 +33,12 @@ from ..logger import logger
 from ..processes import become_subreaper, die_with_parent
 from . import output
 from .failure import message_of, traceback_of
+from .one_thread import one_thread
 
 # Ctrl-C and a closing terminal reach the whole foreground group; only the front acts on them, and
 # ends the template.
 FRONTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 _MONITOR_LIMIT_S = 1.0
 
 
@@ -60,7 +53,7 @@ def prepare_to_fork(control: socket.socket, front: int) -> bool:
     become_subreaper()  # what it loses is ended with the workers, or with the front
     output.buffer_by_line()
     try:
-        with _deaf_to_signals(), _one_thread():
+        with _deaf_to_signals(), one_thread():
             prepare_here()
     except BaseException as error:  # noqa: BLE001 - told to the front, which decides
         text = wire.MAX_PACKET_TEXT_CHARS
@@ -109,21 +102,6 @@ def _deaf_to_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_BLOCK, FRONTS_SIGNALS)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Hold numeric libraries at one thread. What the user has set stays."""
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - where there is a @prepare alone
-
-    ours = [name for name in _THREAD_VARIABLES if name not in os.environ]
-    os.environ.update(dict.fromkeys(ours, "1"))
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
 
 
 def _end_progress_bars() -> None:
