@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from conftest import StartServer
+from ogpu.service.devices.cores import allowed_cores
 from support.processes import is_gone, is_standby
 from support.waiting import wait_until
 
@@ -30,12 +31,16 @@ def note(what):
 note("imports")
 while os.path.exists({hold!r}):
     time.sleep(0.01)
+if "SOURCE_OPENS_A_GPU" in os.environ:
+    import ogpu.service.worker.hazards
+    ogpu.service.worker.hazards.open_gpu_device = lambda: "/dev/nvidia0"
 if os.path.exists({broken!r}):
     raise RuntimeError("the licence server is down")
 
 @ogpu.service.expose()
 def where(data: Data) -> Data:
-    return Data(text=f"{{os.getpid()}} {{tempfile.gettempdir()}}")
+    variables = os.environ["CUDA_VISIBLE_DEVICES"] + " " + os.environ["OMP_NUM_THREADS"]
+    return Data(text=f"{{os.getpid()}} {{tempfile.gettempdir()}} {{variables}}")
 
 @ogpu.service.expose()
 def dies(data: Data) -> Data:
@@ -54,7 +59,8 @@ class Service:
         self.notes = folder / "notes"
         paths = {"notes": self.notes, "hold": self.hold, "broken": self.broken}
         source = SOURCE.format(**{name: str(path) for name, path in paths.items()})
-        self.server = start_server(source, **{"OGPU_START_METHOD": "spawn", **settings})
+        defaults = {"OGPU_START_METHOD": "spawn", "OGPU_GPUS": "none"}
+        self.server = start_server(source, **{**defaults, **settings})
 
     def template(self) -> int:
         return int(re.findall(r"template: pid (\d+)", self.server.log)[-1])
@@ -76,6 +82,9 @@ class Service:
         wait_until(lambda: self.server.slot()["generation"] > before["generation"], "another one")
         return int(wait_until(lambda: self.server.slot()["pid"], "its pid"))
 
+    def imports_of(self, pid: int) -> int:
+        return self.notes.read_text().split("\n").count(f"imports {pid}")
+
     def imports(self) -> int:
         return self.notes.read_text().count("imports ")
 
@@ -86,26 +95,31 @@ def start(start_server: StartServer, tmp_path: Path) -> Callable[..., Service]:
 
 
 def test_it_takes_the_place_of_a_worker(start: Callable[..., Service]) -> None:
-    """A task's worker dies; the next task runs in the standby, in its slot's own folder for
-    temporary files; then there is another standby. It is no worker before that.
+    """A task's worker dies; the next task runs in the standby, which has what a worker of the slot
+    has: its own folder for temporary files, its variables. Then there is another standby.
     """
-    service = start(OGPU_WORKERS=2)
+    service = start()
     server = service.server
-    for number in range(2):
+    for generation in (2, 3):
         standby = service.wait_standby()
-        assert standby not in [slot["pid"] for slot in server.workers()["workers"]]
-        assert server.run("dies", f"dies-{number}")["error"]["reason"] == "worker_died"
-        pids = wait_until(
-            lambda: [s["pid"] for s in server.workers()["workers"] if s["state"] == "ready"][1:],
-            "both are ready",
-        )
-        assert pids
-        (slot,) = [s for s in server.workers()["workers"] if s["pid"] == standby]
-        found = {server.run("where", f"where-{number}-{again}")["result"]["text"] for again in "ab"}
-        folders = dict(text.split() for text in found)
-        if str(standby) in folders:
-            assert folders[str(standby)].endswith(f"/{slot['slot']}-{slot['generation']}")
+        assert [slot["pid"] for slot in server.workers()["workers"]] != [standby]
+        assert server.run("dies", f"dies-{generation}")["error"]["reason"] == "worker_died"
+        found = server.run("where", f"where-{generation}")["result"]["text"].split()
+        assert found[0] == str(standby)
+        assert found[1].endswith(f"/0-{generation}")
+        assert found[2:] == ["-1", str(allowed_cores())]
+        assert service.imports_of(standby) == 1
     assert server.stop() == 0
+
+
+def test_one_that_has_opened_a_gpu_starts_again(start: Callable[..., Service]) -> None:
+    """Its context is bound to the devices that were visible; the order says that others are."""
+    service = start(SOURCE_OPENS_A_GPU=1)
+    standby = service.wait_standby()
+    assert service.kill_worker() == standby
+    found = service.server.run("where", "a")["result"]["text"].split()
+    assert (found[0], found[2]) == (str(standby), "-1")
+    assert service.imports_of(standby) == 2
 
 
 def test_it_is_used_before_it_has_imported_the_source(start: Callable[..., Service]) -> None:

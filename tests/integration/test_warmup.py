@@ -45,6 +45,13 @@ async def train(data: Input) -> Output:
     said.append(tell(data))
     return Output(text="; ".join(said))
 
+@ogpu.service.expose(batch_size=3, warmup=Input(text="third"))
+def embed(items: list[Input]) -> list[Output]:
+    texts = "/".join(item.text for item in items)
+    addresses = "/".join(task.address for task in ogpu.service.current_tasks())
+    said.append(f"{texts} {addresses}")
+    return [Output() for _ in items]
+
 @ogpu.service.expose()
 def cold(data: Input) -> Output:
     said.append("cold")
@@ -52,7 +59,10 @@ def cold(data: Input) -> Output:
 
 ogpu.service.start()
 """
-WARM = "init; first warmup predict 1 None warmup; second warmup train 1 None"
+WARM = (
+    "init; first warmup predict 1 None warmup; second warmup train 1 None; "
+    "third/third/third warmup/warmup/warmup"
+)
 
 
 def ready(server: Server) -> bool:
@@ -60,7 +70,9 @@ def ready(server: Server) -> bool:
 
 
 def test_each_worker_is_warm_before_it_takes_a_task(start_server: StartServer, sink: Sink) -> None:
-    """After @init, in the order of registration; nothing is recorded of it, and nothing sent."""
+    """After @init, in the order of registration, a full batch where there are batches; nothing is
+    recorded of it, and nothing sent.
+    """
     server = start_server(SOURCE, OGPU_WORKERS=2, CALLBACK_URL=sink.url)
     wait_until(lambda: ready(server), "both are ready")
     assert server.log.count("The warm-up of `predict` took") == 2

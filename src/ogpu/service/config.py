@@ -117,7 +117,8 @@ class Settings(BaseSettings):
         gt=0,
         le=MAX_TIMEOUT_S,
         allow_inf_nan=False,
-        description="seconds for one @init, and for importing the source where workers are spawned",
+        description="seconds for one @init with its warm-ups, where workers are spawned also with "
+        "the import of the source and @prepare; and for those two in a template",
     )
     max_tasks_per_worker: int | None = Field(
         None, ge=1, description="tasks (± 10 %) after which a worker is replaced"
