@@ -93,18 +93,19 @@ def _options() -> argparse.Namespace:
 
 
 def _repeat(server: Server, kind: str, repeat: int) -> list[Kill]:
-    kills = [_kill_once(server, kind) for _ in range(repeat)]
+    kills = [kill_once(server, kind) for _ in range(repeat)]
     gone = statistics.median(kill.gone_ms for kill in kills)
     next_result = statistics.median(kill.next_ms for kill in kills)
     print(f"{kind}: gone {gone:.2f} ms, next {next_result:.2f} ms (medians)", file=sys.stderr)
     return kills
 
 
-def _kill_once(server: Server, kind: str) -> Kill:
+def kill_once(server: Server, kind: str) -> Kill:
+    """Have a handler hang, with a task queued behind it; wait for the end of both."""
     number = next(_numbers)
     asking, waiting = server.connect(), server.connect()
     try:
-        pid = _ready_worker(asking)
+        pid = ready_worker(asking)
         with _pidfd_of(pid) as pidfd:
             post(asking, f"/run/{kind}/hung-{number}", _BODY)
             answer(asking)
@@ -123,7 +124,7 @@ def _kill_once(server: Server, kind: str) -> Kill:
     return Kill((gone_at - deadline) * 1000, (next_at - deadline) * 1000)
 
 
-def _ready_worker(connection: http.client.HTTPConnection) -> int:
+def ready_worker(connection: http.client.HTTPConnection) -> int:
     """Wait until the one worker is idle; return its pid."""
     limit = time.monotonic() + _LIMIT_S
     while time.monotonic() < limit:
