@@ -100,3 +100,44 @@ def test_a_number_of_threads_that_the_source_has_set_is_kept(start_server: Start
     server = start_server(source, wait=False, OGPU_WORKERS=2, OGPU_START_METHOD="fork")
     server.wait_ready(timeout_s=50)
     assert server.run("product", "a")["result"]["torch"] == own
+
+
+PREPARED = """
+import os
+import ogpu.service
+from pydantic import BaseModel
+{at_import}
+class Nothing(BaseModel):
+    pass
+class Numbers(BaseModel):
+    torch: int
+    started: int
+    total: float
+@ogpu.service.prepare()
+def load():
+    global torch, weights
+    import torch
+    weights = torch.ones(600, 600)
+    assert float((weights @ weights).sum()) == 600**3
+    assert torch.get_num_threads() == 1
+@ogpu.service.expose(timeout=20)
+def product(data: Nothing) -> Numbers:
+    before = len(os.listdir("/proc/self/task"))
+    total = float((weights @ weights).sum())
+    started = len(os.listdir("/proc/self/task")) - before
+    return Numbers(torch=torch.get_num_threads(), started=started, total=total)
+ogpu.service.start()
+"""
+
+
+@pytest.mark.parametrize("at_import", ["import torch", ""], ids=["at import", "in prepare"])
+def test_what_prepare_computes_leaves_a_fork_safe(
+    start_server: StartServer, at_import: str
+) -> None:
+    """With one thread, whatever the user wants for workers; these have all of their share again."""
+    source = PREPARED.format(at_import=at_import)
+    server = start_server(source, wait=False, OMP_NUM_THREADS=2)
+    server.wait_ready(timeout_s=50)
+    assert "Workers are made by fork" in server.log
+    expected = {"torch": 2, "started": 1, "total": 600.0**3}
+    assert server.run("product", "a")["result"] == expected

@@ -79,7 +79,9 @@ class Metrics:
             ("reason",),
             registry=self._registry,
         )
-        self._init_s = self._histogram("ogpu_init_seconds", "How long @init took", _TASK_BUCKETS_S)
+        self._init_s = self._histogram(
+            "ogpu_init_seconds", "How long @init and warm-ups took", _TASK_BUCKETS_S
+        )
         self._callbacks = Counter(
             "ogpu_callback_attempts",
             "Attempts to deliver a callback, by outcome",
