@@ -1,9 +1,9 @@
 """Tasks per second of one PyTorch model on a CPU: one by one, and in batches of up to 8.
 
-One server with one worker and both handlers (sources/batching.py). Clients in closed loops keep 32
-tasks waiting, each with `Prefer: wait`; turns of the two handlers alternate, so that a ratio
-compares neighbours in time. A turn counts the tasks that ended in it, and every answer must be a
-task that succeeded. How large the batches were is read from /metrics.
+One server with one worker and both handlers (sources/batching.py), one core for the model. Clients
+in closed loops keep 32 tasks waiting, each with `Prefer: wait`; turns of the two handlers
+alternate, so that a ratio compares neighbours in time. A turn counts the tasks that ended in it,
+and every answer must be a task that succeeded. How large the batches were is read from /metrics.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Turn:
 def main() -> None:
     options = _options()
     facts = report.environment()
-    with serving_source("batching.py") as server:
+    # One core for the model: the front and the clients need another one, and two threads of OpenMP
+    # that wait for each other are no measure where one of them does not get its core.
+    with serving_source("batching.py", {"OMP_NUM_THREADS": "1"}) as server:
         server.wait_for(is_ready)
         for handler in _HANDLERS:
             _load(server, handler, 1.0)  # the first tasks of each warm PyTorch up

@@ -112,6 +112,7 @@ def kill_once(server: Server, kind: str) -> Kill:
             post(waiting, f"/run/echo/next-{number}", _BODY, {"prefer": "wait=30"})
             gone_at, next_at = _when_readable(pidfd, waiting.sock.fileno())
         following = answer(waiting)
+        asking.close()  # the server has, if it was idle for five seconds; it is opened again
         hung = get(asking, f"/tasks/hung-{number}")
     finally:
         asking.close()
