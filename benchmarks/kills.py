@@ -58,17 +58,20 @@ def main() -> None:
         variables["BENCHMARK_IMPORT"] = options.imported
     with serving_source("hang.py", variables) as server:
         server.wait_for(is_ready)
-        kills = {kind: _repeat(server, kind, options.repeat) for kind in options.kinds}
+        kills = {kind: _repeat(server, kind, options) for kind in options.kinds}
     imported = f"{options.imported} imported" if options.imported else "no torch"
     print(
         f"\n{report.describe(facts)}; {options.repeat} of each kind, "
-        f"timeout {options.timeout:g} s, {method}, {imported}\n"
+        f"timeout {options.timeout:g} s, {method}, {imported}"
+        + (f", {options.pause:g} s before each\n" if options.pause else "\n")
     )
     print(_table(kills))
     content = {
         "benchmark": "kills",
         "environment": facts,
-        "options": {name: getattr(options, name) for name in ("repeat", "timeout", "imported")},
+        "options": {
+            name: getattr(options, name) for name in ("repeat", "timeout", "imported", "pause")
+        },
         "kills": {kind: [asdict(kill) for kill in many] for kind, many in kills.items()},
     }
     report.write_json(options.json, content)
@@ -87,13 +90,22 @@ def _options() -> argparse.Namespace:
             const=name,
             help=f"the source imports {name}, too ({method})",
         )
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=0,
+        help="seconds before each of them (spawn: a standby interpreter has to import the source)",
+    )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args()
 
 
-def _repeat(server: Server, kind: str, repeat: int) -> list[Kill]:
-    kills = [kill_once(server, kind) for _ in range(repeat)]
+def _repeat(server: Server, kind: str, options: argparse.Namespace) -> list[Kill]:
+    kills = []
+    for _ in range(options.repeat):
+        time.sleep(options.pause)
+        kills.append(kill_once(server, kind))
     gone = statistics.median(kill.gone_ms for kill in kills)
     next_result = statistics.median(kill.next_ms for kill in kills)
     print(f"{kind}: gone {gone:.2f} ms, next {next_result:.2f} ms (medians)", file=sys.stderr)
