@@ -34,9 +34,18 @@ def run_together(
     addresses = [f"{text}-{number}" for number, text in enumerate(texts)]
     for address, text in zip(addresses, texts, strict=True):
         assert server.post(function, address, {"text": text}).status_code == 202
-    if not {"progress", "kept"} & set(texts):
-        go.touch()
+    go.touch()
     return [ended(server, address) for address in addresses]
+
+
+def begin_together(server: Server, count: int) -> None:
+    """Have tasks t0, t1, … run in one batch, until the file is there, or they are killed."""
+    server.post("blocks", "gate")
+    wait_until(lambda: server.slot()["function"] == "blocks", "the worker is busy")
+    for number in range(count):
+        server.post("together", f"t{number}", {"text": "progress"})
+    server.http.delete("/tasks/gate")  # and so the worker is another one
+    wait_until(lambda: server.task("t0")["progress"], "they run")
 
 
 def ended(server: Server, address: str) -> dict[str, Any]:
@@ -149,13 +158,7 @@ def test_a_cancelled_task_leaves_its_batch_and_the_others_run_again(
     server: Server, go: Path
 ) -> None:
     """They have another attempt, and lose nothing. Progress is each task's own."""
-    go.unlink(missing_ok=True)
-    server.post("blocks", "gate")
-    wait_until(lambda: server.slot()["function"] == "blocks", "the worker is busy")
-    for number in range(3):
-        server.post("together", f"t{number}", {"text": "progress"})
-    server.http.delete("/tasks/gate")  # and so the worker is another one
-    wait_until(lambda: server.task("t0")["progress"], "progress")
+    begin_together(server, 3)
     assert server.task("t0")["progress"]["message"] == "half of t0"
     assert server.task("t1")["progress"] is None
     assert server.slot()["task_address"] == "t0"
@@ -172,9 +175,7 @@ def test_a_batch_that_the_front_left_runs_again(
     """A SIGKILL of the front in the middle: each task of it is kept, and ends."""
     settings = {"TEST_GO": str(go), "OGPU_STATE_DIR": str(tmp_path / "state")}
     server = start_server("batches.py", **settings)
-    for number in range(2):
-        server.post("together", f"t{number}", {"text": "progress"})
-    wait_until(lambda: server.task("t0")["progress"], "they run")
+    begin_together(server, 2)
     server.process.kill()
     server.wait_exit()
     go.touch()
