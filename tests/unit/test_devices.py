@@ -19,6 +19,7 @@ from ogpu.service.devices.plan import Wishes, deal, share_threads
 from ogpu.service.devices.visible import as_written, select, visible_amd, visible_nvidia
 from ogpu.service.devices.watch import DeviceThread
 from ogpu.service.errors import SettingsError
+from support.gpus import GIB, MODULES, StandInGpus
 
 FOUR = [Found(f"GPU {uuid}", uuid, uuid) for uuid in ("GPU-aa1", "GPU-ab2", "GPU-b3", "GPU-c4")]
 NAMELESS = [Found(), Found()]
@@ -281,6 +282,43 @@ def test_device_files_are_counted_where_nobody_tells_more(tmp_path: Path) -> Non
     nvidia_tree(tmp_path, {}, range(3, 5))
     assert [str(d) for d in look({}, tmp_path).visible] == ["nvidia:0", "nvidia:1"]
     assert [str(d) for d in look_at_files({}, tmp_path).visible] == ["nvidia:0", "nvidia:1"]
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandInGpus:
+    """Three GPUs, as NVML tells them to this process."""
+    gpus = StandInGpus(tmp_path, 3)
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.syspath_prepend(str(MODULES))
+    monkeypatch.setenv("STAND_IN_NVML", gpus.environment["STAND_IN_NVML"])
+    return gpus
+
+
+def test_nvml_leaves_out_what_it_may_not_touch(gpus: StandInGpus, tmp_path: Path) -> None:
+    """CUDA does not count it either: the next one has its number."""
+    gpus.change(1, error=4)
+    gpus.change(2, name="the other one", used=5 * GIB)
+    found = look({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path)
+    device = Device("nvidia", "1", "the other one", "GPU-2c12-uuid")
+    assert (found.visible, found.memory) == ([device], {device: Memory(5 * GIB, 80 * GIB)})
+    assert found.warnings == ["NVIDIA GPU 1 is left out: error 4"]
+
+
+def test_mig_instances_are_read_by_their_own_name(gpus: StandInGpus, tmp_path: Path) -> None:
+    """One that NVML does not know is visible all the same: CUDA may know it."""
+    gpus.change(2, migs=["MIG-2a"], used=3 * GIB)
+    found = look({"CUDA_VISIBLE_DEVICES": "MIG-2a,MIG-99"}, tmp_path)
+    assert [str(device) for device in found.visible] == ["nvidia:MIG-2a", "nvidia:MIG-99"]
+    assert list(found.memory.values()) == [Memory(3 * GIB, 80 * GIB)]
+
+
+def test_nvml_that_fails_leaves_the_device_files(gpus: StandInGpus, tmp_path: Path) -> None:
+    """With a warning, where there are any: the container lacks a part of the driver."""
+    gpus.behave(init_error=999)
+    nvidia_tree(tmp_path, {}, range(1))
+    found = look({}, tmp_path)
+    assert [str(device) for device in found.visible] == ["nvidia:0"]
+    assert "NVML cannot be used (Unknown Error)" in found.warnings[0]
 
 
 def amd_tree(root: Path) -> Path:
