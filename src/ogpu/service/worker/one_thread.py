@@ -6,8 +6,9 @@ child that hangs in its first parallel region (pytorch#17199).
 1. Those that are loaded already are told by call; those that @prepare loads read it in the
    environment. This is done over what the user has set, who means the workers.
 2. Afterwards each has the number again that it had, or, where it was loaded meanwhile, that it
-   would have taken. None starts a thread for that which a fork does not survive. What a worker's
-   share of the cores is, it is told in the worker.
+   would have taken. None starts a thread for that which a fork does not survive, but PyTorch: 2.13
+   starts its threads with the first call. So it is told in each worker (``threads.py``), as is what
+   the worker's share of the cores is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from . import threads
 
 # By threadpoolctl's names. NumExpr, which has a variable as well, notices a fork by itself.
 _VARIABLES = {
@@ -61,15 +64,15 @@ def _hold_torch() -> int | None:
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return None
-    threads: int = torch.get_num_threads()
+    number: int = torch.get_num_threads()
     torch.set_num_threads(1)
-    return threads
+    return number
 
 
-def _let_go_of_torch(threads: int) -> None:
+def _let_go_of_torch(number: int) -> None:
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() == 1:  # @prepare has not set another number
-        torch.set_num_threads(threads)
+        threads.give_torch_later(number)
 
 
 def _number(wanted: Mapping[str, str | None], variable: str) -> int:

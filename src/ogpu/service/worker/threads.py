@@ -35,6 +35,7 @@ _VARIABLES = {
     "blis": "BLIS_NUM_THREADS",
 }
 _FILES = (b"libgomp", b"libomp", b"libiomp", b"openblas", b"libmkl_rt", b"libblis")
+_OWED: dict[str, int] = {}  # what is to be given to libraries in workers; filled in the template
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -49,6 +50,11 @@ def find_libraries() -> ThreadpoolController | None:
     return ThreadpoolController()
 
 
+def give_torch_later(number: int) -> None:
+    """Have every worker give PyTorch a number of threads that @prepare was not to have."""
+    _OWED["torch"] = number
+
+
 def hold_to_share(environment: Mapping[str, str]) -> None:
     """Tell the libraries that are loaded what the worker's own variables tell those to come.
 
@@ -59,6 +65,8 @@ def hold_to_share(environment: Mapping[str, str]) -> None:
     if libraries is None:
         return
     torch = sys.modules.get("torch")
+    if torch is not None and "torch" in _OWED:
+        torch.set_num_threads(_OWED["torch"])
     kept: tuple[str, ...] = ()
     if torch is not None and _OPENMP in environment and _MKL in environment:
         share = int(environment[_OPENMP])
