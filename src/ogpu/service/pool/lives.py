@@ -201,7 +201,8 @@ class Lives:
         self._metrics.on_init(ready.init_s)
         if slot.started_at is not None:
             took = datetime.now(timezone.utc) - slot.started_at
-            self._estimate.note_init(took.total_seconds())
+            # The first one began before the event loop did.
+            self._estimate.note_init(max(took.total_seconds(), ready.init_s))
         slot.move(SlotState.READY)
         slot.ready_s = self._loop.time()
         self._renewal.note_ready()
