@@ -121,6 +121,12 @@ def test_a_progress_bar_does_no_harm(start_prepared: StartPrepared) -> None:
         assert server.run("draws", f"draws-{number}")["result"]["text"] == "drawn"
 
 
+def test_what_it_starts_can_be_terminated(start_prepared: StartPrepared) -> None:
+    """By SIGTERM: the template is deaf to that, and what @prepare starts or forks is not."""
+    server = start_prepared("terminates", OGPU_START_METHOD="fork")
+    assert server.run("look", "a")["state"] == "succeeded"
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_failure_at_the_first_start_ends_the_program(
     start_prepared: StartPrepared, method: str

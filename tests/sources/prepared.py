@@ -4,6 +4,7 @@ Each @prepare and each @init adds a line to the file PREPARED_NOTES: what, and i
 """
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -51,6 +52,22 @@ def hang() -> None:
     time.sleep(3600)
 
 
+def terminate_what_was_started() -> None:
+    """By SIGTERM, as ``with multiprocessing.Pool()`` does at its end; wait for the end of each."""
+    started = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])]
+    children = [multiprocessing.Process(target=time.sleep, args=(3600,)) for _ in range(2)]
+    children[0].start()
+    thread = threading.Thread(target=children[1].start)
+    thread.start()
+    thread.join()
+    for one in [*started, *children]:
+        one.terminate()
+    assert started[0].wait() == -signal.SIGTERM
+    for child in children:
+        child.join()
+        assert child.exitcode == -signal.SIGTERM
+
+
 def draw_progress_bar() -> None:
     import tqdm.auto
 
@@ -76,6 +93,8 @@ async def fetch() -> None:
         threading.Thread(target=time.sleep, args=(3600,), daemon=True, name="fetcher").start()
     if "progress bar" in FAULTS:
         draw_progress_bar()
+    if "terminates" in FAULTS:
+        terminate_what_was_started()
     if "forks" in FAULTS and os.fork() == 0:
         return
     weights = b"x" * SIZE_BYTES

@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from .. import wire
@@ -93,15 +94,59 @@ def prepare_here() -> None:
 
 @contextlib.contextmanager
 def _deaf_to_signals() -> Iterator[None]:
-    """Ignore what is for the front alone; blocked afterwards, until the template ignores it."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in FRONTS_SIGNALS}
+    """Take no notice of what is for the front alone; blocked afterwards, until it is ignored.
+
+    By a handler that does nothing. What is ignored (SIG_IGN) stays so in all that @prepare starts,
+    over fork and exec (signal(7)): nobody could terminate it, and ``with multiprocessing.Pool()``
+    would wait for ever at its end.
+    """
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in FRONTS_SIGNALS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup means what the source starts, too
+            _silenced[number] = handler
+            signal.signal(number, _do_nothing)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FRONTS_SIGNALS)  # the front held some for the fork
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, FRONTS_SIGNALS)
+        _silenced.clear()
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler)
+
+
+# While @prepare runs: the handlers that a child which it forks is to have.
+_silenced: dict[signal.Signals, Any] = {}
+_forking = threading.local()  # the mask of a thread that forks
+
+
+def _do_nothing(_: int, __: FrameType | None) -> None:
+    """Take a signal that is the front's business."""
+
+
+def _before_fork() -> None:
+    # A signal that comes before the child has its handlers would be lost.
+    if _silenced:
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _silenced)
+
+
+def _after_fork() -> None:
+    mask = vars(_forking).pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _after_fork_in_child() -> None:
+    for number, handler in _silenced.items():
+        if signal.getsignal(number) is _do_nothing:  # @prepare has not set its own
+            signal.signal(number, handler)
+    _silenced.clear()
+    _after_fork()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+)
 
 
 def _end_progress_bars() -> None:
