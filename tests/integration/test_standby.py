@@ -13,6 +13,7 @@ import pytest
 
 from conftest import StartServer
 from ogpu.service.devices.cores import allowed_cores
+from support.gpus import StandInGpus
 from support.processes import is_gone, is_standby
 from support.waiting import wait_until
 
@@ -29,6 +30,8 @@ def note(what):
         notes.write(f"{{what}} {{os.getpid()}}\\n")
 
 note("imports")
+kept_file = tempfile.mkstemp()[1]
+visible_at_import = os.environ.get("CUDA_VISIBLE_DEVICES")
 while os.path.exists({hold!r}):
     time.sleep(0.01)
 if "SOURCE_OPENS_A_GPU" in os.environ:
@@ -41,6 +44,10 @@ if os.path.exists({broken!r}):
 def where(data: Data) -> Data:
     variables = os.environ["CUDA_VISIBLE_DEVICES"] + " " + os.environ["OMP_NUM_THREADS"]
     return Data(text=f"{{os.getpid()}} {{tempfile.gettempdir()}} {{variables}}")
+
+@ogpu.service.expose()
+def at_import(data: Data) -> Data:
+    return Data(text=f"{{os.getpid()}} {{kept_file}} {{visible_at_import}}")
 
 @ogpu.service.expose()
 def dies(data: Data) -> Data:
@@ -75,12 +82,20 @@ class Service:
         wait_until(lambda: f"{what} {standby}\n" in self.notes.read_text(), f"it {what} it")
         return standby
 
-    def kill_worker(self) -> int:
-        """Have the worker of slot 0 end, and return the pid of the next one."""
-        before = self.server.slot()
+    def kill_worker(self, index: int = 0) -> int:
+        """Have the worker of a slot end, and return the pid of the next one."""
+        before = self.server.slot(index)
         os.kill(before["pid"], signal.SIGKILL)
-        wait_until(lambda: self.server.slot()["generation"] > before["generation"], "another one")
-        return int(wait_until(lambda: self.server.slot()["pid"], "its pid"))
+        wait_until(
+            lambda: self.server.slot(index)["generation"] > before["generation"], "another one"
+        )
+        return int(wait_until(lambda: self.server.slot(index)["pid"], "its pid"))
+
+    def wait_whole(self) -> None:
+        def whole() -> bool:
+            return all(slot["state"] == "ready" for slot in self.server.workers()["workers"])
+
+        wait_until(whole, "every worker is ready")
 
     def imports_of(self, pid: int) -> int:
         return self.notes.read_text().split("\n").count(f"imports {pid}")
@@ -112,14 +127,29 @@ def test_it_takes_the_place_of_a_worker(start: Callable[..., Service]) -> None:
     assert server.stop() == 0
 
 
-def test_one_that_has_opened_a_gpu_starts_again(start: Callable[..., Service]) -> None:
-    """Its context is bound to the devices that were visible; the order says that others are."""
-    service = start(SOURCE_OPENS_A_GPU=1)
+def test_it_imports_the_source_as_a_worker_does(start: Callable[..., Service]) -> None:
+    """It sees no GPU where there is to be none; its temporary files go with the worker."""
+    service = start()
     standby = service.wait_standby()
-    assert service.kill_worker() == standby
-    found = service.server.run("where", "a")["result"]["text"].split()
-    assert (found[0], found[2]) == (str(standby), "-1")
-    assert service.imports_of(standby) == 2
+    service.kill_worker()
+    pid, file, visible = service.server.run("at_import", "a")["result"]["text"].split()
+    assert (pid, visible) == (str(standby), "-1")
+    assert Path(file).exists()
+    service.kill_worker()
+    wait_until(lambda: not Path(file).parent.exists(), "its folder is removed")
+
+
+def test_one_that_has_opened_a_gpu_starts_again(
+    start: Callable[..., Service], tmp_path: Path
+) -> None:
+    """Its context is bound to the device that was visible: where the order names another one."""
+    gpus = StandInGpus(tmp_path, 2).environment
+    service = start(SOURCE_OPENS_A_GPU=1, OGPU_GPUS="auto", **gpus)
+    for index, imports in ((1, 2), (0, 1)):
+        standby = service.wait_standby()
+        assert service.kill_worker(index) == standby
+        service.wait_whole()
+        assert service.imports_of(standby) == imports
 
 
 def test_it_is_used_before_it_has_imported_the_source(start: Callable[..., Service]) -> None:

@@ -85,7 +85,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Standby:
-    """Have a fresh interpreter ready for the next Launch, where workers are spawned."""
+    """Have a fresh interpreter ready for the next Launch, where workers are spawned.
+
+    It imports the source with a folder and variables as a worker has them.
+    """
+
+    temp_dir: str | None
+    environment: dict[str, str]
 
 
 # --- template → front
@@ -119,6 +125,7 @@ class Launched:
     slot: int
     generation: int
     pid: int
+    was_standby: bool
 
 
 @dataclass(frozen=True)

@@ -109,11 +109,15 @@ class Launcher:
         if self._is_up:
             self._send()
 
-    def order_standby(self) -> None:
-        """Have a fresh interpreter wait for the next order, where workers are spawned."""
-        if self._is_up and self.method == "spawn":
-            self._unsent.append(wire.encode_header(wire.Standby()))
-            self._send()
+    @property
+    def may_have_standby(self) -> bool:
+        """True where workers are spawned."""
+        return self._is_up and self.method == "spawn"
+
+    def order_standby(self, temp_dir: str | None, environment: dict[str, str]) -> None:
+        """Have a fresh interpreter wait for the next order, unless one does already."""
+        self._unsent.append(wire.encode_header(wire.Standby(temp_dir, environment)))
+        self._send()
 
     def _send(self) -> None:
         """Send the orders that wait, as many as the socket takes; the rest when it takes more."""

@@ -165,6 +165,8 @@ class Lives:
                 os.close(descriptor)
             raise PoolBrokenError("the front has no descriptors left (see `ulimit -n`)")
         slot = self.slots[launched.slot]
+        if launched.was_standby:
+            self._scratch.take_from_standby(launched.slot, launched.generation)
         slot.started_at = datetime.now(timezone.utc)  # the template may have had to prepare first
         most = self._settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
         slot.process = WorkerProcess(launched, slot.device, descriptors, most, self._events)
@@ -217,7 +219,14 @@ class Lives:
         # Not sooner: its import would delay the @init of those that are needed. And once for each
         # worker that was made, so that one which cannot wait is not made again and again.
         if self._settings.standby and all(other.state in _IN_PLACE for other in self.slots):
-            self._launcher.order_standby()
+            self._order_standby()
+
+    def _order_standby(self) -> None:
+        if self._launcher.may_have_standby:
+            # Whose place it will take is not known. But it is to see one GPU as any worker does,
+            # and none where there is to be none, when it imports the source.
+            environment = self._devices.plans[0].environment
+            self._launcher.order_standby(self._scratch.make_for_standby(), environment)
 
     def _why_useless(self, ready: wire.Ready) -> str | None:
         if ready.protocol_version != wire.PROTOCOL_VERSION:

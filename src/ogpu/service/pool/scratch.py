@@ -1,5 +1,7 @@
 """A folder for temporary files for each worker, which goes when the worker is gone.
 
+A worker that was the standby has two: what the import of the source has made is in the standby's.
+
 Runs in the front. All of a service's folders are in one, which the template removes where the front
 was killed, and the next start where both were: its lock file is then locked by nobody.
 """
@@ -29,6 +31,9 @@ class ScratchFolders:
     def __init__(self) -> None:
         self._base: Path | None = None
         self._lock_fd = -1
+        self._standbys = 0  # how many folders a standby has had
+        self._of_standby: Path | None = None  # which is used for the next one, if one is lost
+        self._taken: dict[tuple[int, int], Path] = {}  # by the worker that was the standby
         try:
             place = Path(tempfile.gettempdir())
             _sweep(place)
@@ -42,18 +47,31 @@ class ScratchFolders:
         """Make a worker's folder and return its path; None: there is no place for it."""
         if self._base is None:
             return None
-        folder = self._base / f"{slot}-{generation}"
-        try:
-            folder.mkdir(mode=0o700)
-        except OSError as error:
-            logger.warning("Worker %d has no folder for temporary files: %s", slot, error)
+        return _made(self._base / f"{slot}-{generation}", f"Worker {slot}")
+
+    def make_for_standby(self) -> str | None:
+        """Make the folder of a standby, where there is none, and return its path, as ``make``."""
+        if self._base is None:
             return None
-        return str(folder)
+        if self._of_standby is None:
+            self._standbys += 1
+            folder = self._base / f"standby-{self._standbys}"
+            if _made(folder, "The standby") is not None:
+                self._of_standby = folder
+        return str(self._of_standby) if self._of_standby else None
+
+    def take_from_standby(self, slot: int, generation: int) -> None:
+        """Let the folder of the standby go with the worker that it has become."""
+        if self._of_standby is not None:
+            self._taken[slot, generation] = self._of_standby
+            self._of_standby = None
 
     def remove(self, slot: int, generation: int) -> None:
         """Remove the folder of a worker that is gone. Slow where much is in it."""
         if self._base is not None:
             _remove(self._base / f"{slot}-{generation}")
+        if (taken := self._taken.pop((slot, generation), None)) is not None:
+            _remove(taken)
 
     def close(self) -> None:
         """Remove all of them."""
@@ -63,6 +81,15 @@ class ScratchFolders:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def _made(folder: Path, whose: str) -> str | None:
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        logger.warning("%s has no folder for temporary files: %s", whose, error)
+        return None
+    return str(folder)
 
 
 def _locked(folder: Path) -> int:

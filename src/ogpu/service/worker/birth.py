@@ -87,8 +87,11 @@ class Births:
         Raises:
             OSError: there is no room for it.
         """
-        newborn = self._take_standby(order) or self._fork(order)
-        launched = wire.Launched(order.slot, order.generation, newborn.pid)
+        standby = self._take_standby(order)
+        newborn = standby or self._fork(order)
+        launched = wire.Launched(
+            order.slot, order.generation, newborn.pid, was_standby=standby is not None
+        )
         with newborn.ends:
             descriptors = (newborn.output_fd, newborn.stacks_fd, newborn.pidfd)
             try:
@@ -101,7 +104,7 @@ class Births:
 
     # --- the standby
 
-    def make_standby(self) -> int | None:
+    def make_standby(self, order: wire.Standby) -> int | None:
         """Make a standby where there is none, and workers are spawned; return its pid.
 
         Raises:
@@ -109,7 +112,7 @@ class Births:
         """
         if self._method != "spawn" or self._standby is not None:
             return None
-        self._standby = self._fork(None)
+        self._standby = self._fork(order)
         # Nobody reads what it prints, until it is needed: a full pipe would have it wait.
         with contextlib.suppress(OSError):  # more than pipe-user-pages-soft, pipe(7)
             fcntl.fcntl(self._standby.output_fd, fcntl.F_SETPIPE_SZ, _STANDBY_PIPE_BYTES)
@@ -145,7 +148,7 @@ class Births:
 
     # --- a new process
 
-    def _fork(self, order: wire.Launch | None) -> _Newborn:
+    def _fork(self, order: wire.Launch | wire.Standby) -> _Newborn:
         with ExitStack() as ours:  # what is made here is closed here, in this process
             fronts_channel, workers_channel = socket.socketpair()
             ours.enter_context(fronts_channel)
@@ -171,7 +174,11 @@ class Births:
             return _Newborn(pid, fronts_channel, output_read, stacks_fd, pidfd, ours.pop_all())
 
     def _live(
-        self, order: wire.Launch | None, channel: socket.socket, output_fd: int, stacks_fd: int
+        self,
+        order: wire.Launch | wire.Standby,
+        channel: socket.socket,
+        output_fd: int,
+        stacks_fd: int,
     ) -> NoReturn:
         """Live as a worker, or as the standby: the new process runs this, and nothing after it."""
         try:
@@ -183,14 +190,13 @@ class Births:
             signal.set_wakeup_fd(-1)
             for number, handler in self.signal_handlers.items():
                 signal.signal(number, handler)
-            if order is not None:
-                use_surroundings(order)
+            use_surroundings(order)
             if self._method == "spawn":
                 for descriptor in (channel.fileno(), stacks_fd):
                     os.set_inheritable(descriptor, True)
                 command = spawned.worker_command(channel.fileno(), stacks_fd, self._source, order)
                 os.execv(command[0], command)  # noqa: S606 - our own command, no shell
-            assert order is not None
+            assert isinstance(order, wire.Launch)
             self._drop_descriptors()
             stacks.arm(stacks_fd)
             threads.hold_to_share(order.environment)
@@ -202,7 +208,7 @@ class Births:
             os._exit(70)
 
 
-def use_surroundings(order: wire.Launch) -> None:
+def use_surroundings(order: wire.Launch | wire.Standby) -> None:
     """Use what an order gives to a process: variables, and a folder for temporary files."""
     os.environ.update(order.environment)  # before any import that the source makes here
     if order.temp_dir is not None:

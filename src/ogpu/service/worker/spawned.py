@@ -94,10 +94,10 @@ def template_command(
 
 
 def worker_command(
-    channel_fd: int, stacks_fd: int, source: Source, launch: wire.Launch | None
+    channel_fd: int, stacks_fd: int, source: Source, launch: wire.Launch | wire.Standby
 ) -> list[str]:
-    """Return the command line of a worker; None: of a standby."""
-    order = "" if launch is None else wire.encode_header(launch).decode()
+    """Return the command line of a worker, or of a standby."""
+    order = wire.encode_header(launch).decode() if isinstance(launch, wire.Launch) else ""
     return _command("worker_main", source, str(channel_fd), str(stacks_fd), order)
 
 

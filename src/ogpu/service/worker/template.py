@@ -195,7 +195,7 @@ class Template:
             case wire.Launch():
                 self._launch(order)
             case wire.Standby():
-                self._make_standby()
+                self._make_standby(order)
             case _:
                 raise WireError(f"a template cannot do {order}")
         return True
@@ -211,9 +211,9 @@ class Template:
         self._burials.standbys.discard(born.pid)
         self._burials.workers[born.pid] = born
 
-    def _make_standby(self) -> None:
+    def _make_standby(self, order: wire.Standby) -> None:
         try:
-            pid = self._births.make_standby()
+            pid = self._births.make_standby(order)
         except OSError as error:
             self._tell(wire.StandbyLost(f"it could not be made: {error}"))
             return
