@@ -31,7 +31,7 @@ def note(what):
 
 note("imports")
 kept_file = tempfile.mkstemp()[1]
-visible_at_import = os.environ.get("CUDA_VISIBLE_DEVICES")
+at_import = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
 while os.path.exists({hold!r}):
     time.sleep(0.01)
 if "SOURCE_OPENS_A_GPU" in os.environ:
@@ -46,8 +46,8 @@ def where(data: Data) -> Data:
     return Data(text=f"{{os.getpid()}} {{tempfile.gettempdir()}} {{variables}}")
 
 @ogpu.service.expose()
-def at_import(data: Data) -> Data:
-    return Data(text=f"{{os.getpid()}} {{kept_file}} {{visible_at_import}}")
+def imported(data: Data) -> Data:
+    return Data(text=f"{{os.getpid()}} {{kept_file}} {{at_import[0]}} {{at_import[1]}}")
 
 @ogpu.service.expose()
 def dies(data: Data) -> Data:
@@ -128,12 +128,14 @@ def test_it_takes_the_place_of_a_worker(start: Callable[..., Service]) -> None:
 
 
 def test_it_imports_the_source_as_a_worker_does(start: Callable[..., Service]) -> None:
-    """It sees no GPU where there is to be none; its temporary files go with the worker."""
+    """It sees no GPU where there is to be none, and has a worker's share of the cores; temporary
+    files go with the worker.
+    """
     service = start()
     standby = service.wait_standby()
     service.kill_worker()
-    pid, file, visible = service.server.run("at_import", "a")["result"]["text"].split()
-    assert (pid, visible) == (str(standby), "-1")
+    pid, file, *variables = service.server.run("imported", "a")["result"]["text"].split()
+    assert (pid, *variables) == (str(standby), "-1", str(allowed_cores()))
     assert Path(file).exists()
     service.kill_worker()
     wait_until(lambda: not Path(file).parent.exists(), "its folder is removed")

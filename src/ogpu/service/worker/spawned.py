@@ -31,7 +31,6 @@ from .. import wire
 from ..errors import WireError
 from ..logger import configure_front, configure_worker
 from ..processes import die_with_parent
-from . import threads
 
 # sys.path comes first: with it, this package is found however the front found it.
 _BOOT = (
@@ -162,7 +161,6 @@ def worker_main() -> None:
 
 def _wait_for_launch(channel: socket.socket) -> wire.Launch:
     """Wait until the standby is needed; leave where it is not any more."""
-    threads.find_libraries()  # now, while nobody waits for it
     decoder = wire.FrameDecoder(0)
     while said := channel.recv(wire.MAX_HEADER_BYTES):
         for message, _ in decoder.feed(said):  # one: the front says no more until it is ready
@@ -189,7 +187,6 @@ def _take_up(launch: wire.Launch, source: Source, channel: socket.socket, stacks
             os.set_inheritable(descriptor, True)
         command = worker_command(channel.fileno(), stacks_fd, source, launch)
         os.execv(command[0], command)  # noqa: S606 - our own command, no shell
-    threads.hold_to_share(launch.environment)
     setproctitle.setproctitle(f"ogpu-service: worker {launch.slot}")
 
 

@@ -1,9 +1,8 @@
 """Numeric libraries that were loaded before the worker was made: held to its share of the cores.
 
-Runs in a worker, before @init; ``find_libraries`` in the template and in a standby as well. The
-share comes as variables in the worker's environment (``devices/plan.py``), which libraries read
-when they are loaded. That is too late where the source imported them before the fork, or before the
-standby was needed; those are told by call.
+Runs in a worker, before @init; ``find_libraries`` in the template as well. The share comes as
+variables in the worker's environment (``devices/plan.py``), which libraries read when they are
+loaded. That is too late where the source imported them before the fork; those are told by call.
 
 1. The template looks which libraries are loaded, once for all its workers. Where there are none,
    neither it nor they pay for threadpoolctl (20 ms to import, 1 ms to look).
