@@ -105,6 +105,7 @@ def _deaf_to_signals() -> Iterator[None]:
         if handler != signal.SIG_IGN:  # nohup means what the source starts, too
             _silenced[number] = handler
             signal.signal(number, _do_nothing)
+            signal.siginterrupt(number, False)  # nor does a call of C code fail by it (EINTR)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FRONTS_SIGNALS)  # the front held some for the fork
     try:
         yield
