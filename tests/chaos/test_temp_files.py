@@ -41,8 +41,8 @@ ogpu.service.start()
 
 
 def folders(place: Path) -> list[Path]:
-    """Return the folders of workers."""
-    return sorted(place.glob("ogpu-*/*-*"))
+    """Return the folders of workers; a standby has one by another name."""
+    return sorted(place.glob("ogpu-*/[0-9]*-*"))
 
 
 @pytest.fixture
