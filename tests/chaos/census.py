@@ -101,8 +101,13 @@ def zombies(stage: Stage) -> list[str]:
 
 
 def temporary_files(stage: Stage) -> list[str]:
-    """Return what there is beside a folder for each worker, in one for the service."""
+    """Return what there is beside a folder for each worker, in one for the service.
+
+    A worker that was the standby has that one's folder, too, and there may be a standby.
+    """
     wanted = {f"{slot['slot']}-{slot['generation']}" for slot in stage.pool()} | {"lock"}
     found = list(stage.temp.iterdir())
     inside = [path for folder in found for path in folder.iterdir() if path.name not in wanted]
+    standbys = [path for path in inside if path.name.startswith("standby-")]
+    inside = [path for path in inside if path not in standbys[: len(stage.pool()) + 1]]
     return [str(path) for path in [*found[1:], *inside]]
