@@ -18,6 +18,7 @@ from typing import Protocol
 
 from .. import wire
 from ..config import Settings
+from ..devices.cores import allowed_cores
 from ..errors import WireError
 from ..handler import get_prepare_handler
 from ..logger import logger
@@ -79,7 +80,7 @@ class Launcher:
         self._make_template = make_template
         self._sources, self._not_ours = set(sources), set(sources)
         self._settings = settings
-        self._may_spin = len(os.sched_getaffinity(0)) > slots
+        self._may_spin = allowed_cores() > slots
         self._events: LaunchEvents | None = None
         self._unsent: deque[bytes] = deque()
         self.method: str | None = None  # how workers are made, once the template is ready

@@ -98,7 +98,8 @@ class Births:
                 self._tell(launched, [newborn.channel.fileno(), *descriptors])
             except OSError:
                 newborn.kill()
-                os.waitpid(newborn.pid, 0)
+                if standby is None:  # the standby is buried as any that has ended
+                    os.waitpid(newborn.pid, 0)
                 raise
         return launched
 
