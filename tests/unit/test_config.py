@@ -7,6 +7,7 @@ import pytest
 from ogpu.service import config
 from ogpu.service.config import Settings, describe, load_settings, variable_of
 from ogpu.service.errors import SettingsError
+from ogpu.service.logger import logger
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,22 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert (settings.max_body_bytes, settings.max_result_bytes) == (64 * 2**20, 256 * 2**20)
     assert (settings.callback_url, settings.callback_timeout) == (None, 30)
     assert (settings.log_level, settings.log_format) == ("INFO", "auto")
+
+
+@pytest.mark.parametrize("level", ["FAIL", "NOTSET", 15])
+def test_a_source_may_choose_any_level_of_its_logger(
+    monkeypatch: pytest.MonkeyPatch, level: str | int
+) -> None:
+    """Not only those that OGPU_LOG_LEVEL takes: it ran with the frozen module."""
+    before = logger.level
+    try:
+        logger.setLevel(level)
+        assert load_settings().wanted_log_level is None
+        monkeypatch.setenv("OGPU_LOG_LEVEL", str(level))
+        with pytest.raises(SettingsError, match="OGPU_LOG_LEVEL"):
+            load_settings()
+    finally:
+        logger.setLevel(before)
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,7 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field(
         default_factory=_level_of_the_source,
+        validate_default=False,  # a source may choose FAIL, or 15
         description="least level that is logged",
     )
     log_format: Literal["auto", "plain", "json"] = Field(
