@@ -110,6 +110,16 @@ def test_one_result_fails_its_own_task(server: Server, go: Path) -> None:
     assert "together: good fail wrong last" in error["output"]
 
 
+def test_an_input_that_does_not_fit_in_the_worker_fails_its_own_task(
+    server: Server, go: Path
+) -> None:
+    """Whatever its validator raises there; the worker and the rest of the batch go on."""
+    first, unfit, last = run_together(server, go, ["first", "unfit", "last"])
+    assert [task["result"]["size"] for task in (first, last)] == [2, 2]
+    assert (first["attempt"], first["state"], last["state"]) == (1, "succeeded", "succeeded")
+    assert (unfit["error"]["reason"], unfit["error"]["exception"]) == ("exception", "KeyError")
+
+
 @pytest.mark.parametrize(
     ("text", "reason", "message"),
     [
@@ -126,6 +136,8 @@ def test_what_concerns_the_batch_fails_all_of_it(
     for task in tasks:
         assert (task["state"], task["error"]["reason"]) == ("failed", reason)
         assert message in task["error"]["message"]
+    # Put into words once: with 1,024 tasks a deep recursion would take half a minute.
+    assert len({task["error"]["message"] for task in tasks}) == 1
     assert server.run("plain", "next")["state"] == "succeeded"
 
 

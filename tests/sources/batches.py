@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 import ogpu.service
 
@@ -17,6 +17,13 @@ GO = Path(os.environ.get("TEST_GO", "/nonexistent"))
 
 class Input(BaseModel):
     text: str = ""
+
+    @field_validator("text")
+    @classmethod
+    def fits(cls, text: str) -> str:
+        if text == "unfit" and ogpu.service.current_tasks():  # in a worker alone
+            raise KeyError(text)
+        return text
 
 
 class Output(BaseModel):
@@ -37,8 +44,18 @@ def report_and_wait() -> None:
         time.sleep(0.01)
 
 
+class CostlyError(Exception):
+    """Says how often it has been put into words."""
+
+    told = 0
+
+    def __str__(self) -> str:
+        self.told += 1
+        return f"the batch, {self.told}"
+
+
 def raise_one() -> None:
-    raise RuntimeError("the batch")
+    raise CostlyError
 
 
 # What the text of one input does to the whole batch; what comes of it is returned, if anything.
