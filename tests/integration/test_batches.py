@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import re
+import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +184,62 @@ def test_a_cancelled_task_leaves_its_batch_and_the_others_run_again(
     kept = [ended(server, "t0"), ended(server, "t2")]
     assert [(task["state"], task["attempt"]) for task in kept] == [("succeeded", 2)] * 2
     assert server.task("t1")["state"] == "cancelled"
+
+
+def test_past_the_deadline_a_cancel_has_nothing_run_again(server: Server, go: Path) -> None:
+    """In the grace: one is cancelled; the others have timed out, as if nobody had."""
+    go.touch()
+    for number in range(3):
+        server.post("ignores", f"t{number}")
+    wait_until(lambda: "asked" in server.http.get("/tasks/t2/logs").text, "they are asked")
+    assert server.http.delete("/tasks/t1").json()["state"] == "cancelled"
+    others = [server.task("t0"), server.task("t2")]
+    assert [(task["state"], task["attempt"]) for task in others] == [("timed_out", 1)] * 2
+
+
+def test_several_cancels_of_a_batch_cost_one_worker(start_server: StartServer, go: Path) -> None:
+    """All that arrive before it is dead: none of them runs again, elsewhere, to be killed there."""
+    server = start_server("batches.py", OGPU_WORKERS=2, TEST_GO=go)
+    wait_until(lambda: {s["state"] for s in server.workers()["workers"]} == {"ready"}, "two")
+    for address in ("t0", "t1", "t2"):
+        server.post("together", address, {"text": "progress"})
+    wait_until(lambda: server.task("t2")["state"] == "running", "their window has closed")
+    port = server.http.base_url.port
+    with contextlib.ExitStack() as stack:
+        server.process.send_signal(signal.SIGSTOP)
+        for address in ("t0", "t1"):  # so that they arrive at once
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            path = f"/tasks/{address}?function=together"
+            client.sendall(f"DELETE {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        server.process.send_signal(signal.SIGCONT)
+        assert [ended(server, a)["state"] for a in ("t0", "t1")] == ["cancelled"] * 2
+    go.touch()
+    kept = ended(server, "t2")
+    assert (kept["state"], kept["attempt"]) == ("succeeded", 2)
+    restarts = 'ogpu_worker_restarts_total{reason="cancelled"} 1.0'
+    wait_until(lambda: restarts in server.http.get("/metrics").text, "one worker", 5)
+
+
+def test_a_cancel_spares_nobody_of_a_batch_that_has_killed_its_worker(
+    server: Server, go: Path
+) -> None:
+    """It comes while the worker is dying: the others run again, each alone, as without it."""
+    for number in range(3):
+        server.post("together", f"t{number}", {"text": "progress"})
+    wait_until(lambda: server.task("t0")["progress"], "progress")
+    match = re.search(r"template: pid (\d+)", server.log)
+    assert match
+    template = int(match[1])
+    os.kill(template, signal.SIGSTOP)  # so that it does not tell that the worker is gone
+    try:
+        os.kill(server.slot()["pid"], signal.SIGKILL)
+        wait_until(lambda: server.slot()["state"] == "stopping", "its death")
+        assert server.http.delete("/tasks/t1").json()["state"] == "cancelled"
+        go.touch()
+    finally:
+        os.kill(template, signal.SIGCONT)
+    others = [ended(server, "t0"), ended(server, "t2")]
+    assert [(task["result"]["size"], task["attempt"]) for task in others] == [(1, 2)] * 2
 
 
 def test_a_batch_that_the_front_left_runs_again(

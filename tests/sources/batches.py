@@ -108,6 +108,16 @@ def stops(items: list[Input]) -> list[Output]:
     return [Output(text=i.text, size=len(items), pid=os.getpid(), addresses=[]) for i in items]
 
 
+@ogpu.service.expose(timeout=0.3, grace=20, batch_size=4, batch_window=0.05)
+def ignores(items: list[Input]) -> list[Output]:
+    try:
+        time.sleep(3600)
+    except ogpu.service.TaskTimeout:
+        print("asked")
+    time.sleep(3600)
+    return []
+
+
 @ogpu.service.expose()
 def plain(item: Plain) -> Plain:
     return item

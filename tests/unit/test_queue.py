@@ -95,7 +95,9 @@ async def test_first_come_first_served_but_for_what_is_queued_again() -> None:
         assert (len(it.queue), list(it.queue)) == (4, tasks)
         assert it.pop() is tasks[0]
         assert tasks[0] not in it.queue
+        tasks[0].queued_s = 1.0
         it.queue.append_first(tasks[0])
+        assert tasks[0].queued_s == 1.0  # a window that has closed stays closed
         assert it.queue.remove(tasks[2])
         assert not it.queue.remove(tasks[2])
         assert [it.pop() for _ in range(4)] == [tasks[0], tasks[1], tasks[3], None]

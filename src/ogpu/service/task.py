@@ -127,7 +127,7 @@ class Task:
     state: TaskState = TaskState.QUEUED
     attempt: int = 1
     losses: int = 0  # attempts that ended with their worker or their front, and not by our will
-    queued_s: float = 0.0  # when it was queued last, on the event loop's clock
+    queued_s: float = 0.0  # when this front has first queued it, on the event loop's clock
     accepted_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -10,7 +10,7 @@ Runs in the front, on its event loop; the supervisor owns it, and tells it what 
 3. The deadline passes, or somebody cancels: the worker is killed, and the task's end is recorded
    with what it was doing then. What it still answers is dropped. Where there is a grace, the
    handler is asked to stop first. The deadline is that of the whole batch; of a batch of which one
-   task is cancelled, the others run again.
+   task is cancelled, the others run again, unless they are past it.
 4. A task has waited in the queue for too long: it expires.
 """
 
@@ -70,6 +70,7 @@ class Dispatcher:
         self._batches = Batches(self.queue, handlers, background, self.dispatch)
         self._runs = 0
         self._to_be_stored: set[int] = set()  # numbers of tasks of an earlier front
+        self._unwanted: set[Task] = set()  # being cancelled: several of a batch cost one worker
         journal.on_stored(self.queue.on_stored)
         journal.on_withdrawn(self._on_withdrawn)
 
@@ -101,22 +102,28 @@ class Dispatcher:
         """End a task that has not ended: take it out of the queue, or kill its worker.
 
         Where its worker is being killed already, wait until that is recorded: for its deadline, so
-        that it has ended; or for another task of the same batch, so that it is in the queue again.
+        that it has ended; or for another task of the same batch, and then this one ends with it.
         """
-        while not task.state.is_terminal:
-            slot = self.slot_of(task)
-            if slot is None:
-                self.queue.remove(task)
-                self.finish(task, cancelled_in_queue(task))
-                self._on_freed()
-                return
-            process = slot.process
-            assert process is not None
-            if slot.state is SlotState.BUSY:
-                self._cut_short(slot, self._cancelled_one(task), ExitReason.CANCELLED)
-            elif process.settled.is_set():  # its worker ends for another reason
-                self._finish_cut_short(slot, self._cancelled_one(task), None)
-            await process.settled.wait()
+        self._unwanted.add(task)
+        try:
+            while not task.state.is_terminal:
+                slot = self.slot_of(task)
+                if slot is None:
+                    self.queue.remove(task)
+                    self.finish(task, cancelled_in_queue(task))
+                    self._on_freed()
+                    return
+                process = slot.process
+                assert process is not None
+                if slot.state is SlotState.BUSY:
+                    outcome = functools.partial(self._outcome_of_cancelled, slot)
+                    self._cut_short(slot, outcome, ExitReason.CANCELLED)
+                elif process.settled.is_set():  # its worker ends for another reason
+                    self._finish_one(slot, process, task)
+                    return
+                await process.settled.wait()
+        finally:
+            self._unwanted.discard(task)
 
     def on_expired(self, task: Task) -> None:
         assert self._queue_timeout_s is not None
@@ -267,12 +274,21 @@ class Dispatcher:
         else:
             self._cut_short(slot, timed_out, ExitReason.TIMED_OUT)
 
-    @staticmethod
-    def _cancelled_one(one: Task) -> OutcomeOfKilled:
-        def outcome(task: Task, output: str | None, stack: str | None) -> Outcome | None:
-            return cancelled(task, output, stack) if task is one else None
+    def _outcome_of_cancelled(
+        self, slot: Slot, task: Task, output: str | None, stack: str | None
+    ) -> Outcome | None:
+        """Return how a task ends of whose batch one or several were cancelled."""
+        if task in self._unwanted:
+            return cancelled(task, output, stack)
+        return timed_out(task, output, stack) if slot.was_asked else None
 
-        return outcome
+    def _finish_one(self, slot: Slot, process: WorkerProcess, task: Task) -> None:
+        """Cancel a task whose worker is dying; what becomes of its batch, its death will tell."""
+        process.output.drain()
+        (run,) = (run for run, one in slot.tasks.items() if one is task)
+        self.take_back(slot, run)
+        self.finish(task, cancelled(task, process.output.tail(), None), slot.given)
+        self._on_freed()
 
     def _cut_short(self, slot: Slot, outcome: OutcomeOfKilled, reason: ExitReason) -> None:
         """Kill the worker of running tasks, and record their ends with what it was doing."""

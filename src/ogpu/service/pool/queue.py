@@ -91,18 +91,21 @@ class TaskQueue:
 
     def append(self, task: Task, *, waited_s: float = 0.0) -> None:
         """Queue a task, last in line."""
-        self._lanes.setdefault(task.function, OrderedDict())[task.number] = task
         task.queued_s = self._loop.time()
+        self._add(task, waited_s)
+
+    def append_first(self, task: Task) -> None:
+        """Queue a task again, before those of its function. For others it has waited already."""
+        self._add(task, 0.0)
+        self._lanes[task.function].move_to_end(task.number, last=False)
+
+    def _add(self, task: Task, waited_s: float) -> None:
+        self._lanes.setdefault(task.function, OrderedDict())[task.number] = task
         self._length += 1
         self._count(task, 1)
         if self._timeout_s is not None:
             left_s = max(0.0, self._timeout_s - waited_s)
             self._timers[task.number] = self._background.call_later(left_s, self._expire, task)
-
-    def append_first(self, task: Task) -> None:
-        """Queue a task again, before those of its function."""
-        self.append(task)
-        self._lanes[task.function].move_to_end(task.number, last=False)
 
     def take(self, tasks: list[Task]) -> list[Task]:
         """Take out those that have their inputs, up to the first one whose input is being read."""
