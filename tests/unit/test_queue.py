@@ -277,19 +277,33 @@ async def test_functions_take_turns_in_the_order_of_their_first_tasks() -> None:
 
 
 @on_loop
-async def test_a_batch_ends_before_the_first_input_that_is_not_there(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What is there is taken, in order; the rest waits, and is read."""
-    monkeypatch.setattr(queue_module, "MEMORY_BYTES", 1)
+async def test_a_batch_is_whole_wherever_its_inputs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tasks and more bytes than are read at once: they are waited for, and keep their order."""
+    monkeypatch.setattr(queue_module, "MEMORY_BYTES", 100)
+    monkeypatch.setattr(queue_module, "_READ_TASKS", 3)
     async with line() as it:
-        stored = [it.add() for _ in range(2)]
+        tasks = [it.add(20, function="ab"[number % 2]) for number in range(40)]
         await it.journal.settle()
-        fresh = it.add()
-        it.queue.append_first(it.queue.take([fresh])[0])
-        assert it.queue.first_of("f", 3) == [fresh, *stored]
-        assert it.queue.take([fresh, *stored]) == [fresh]
-        assert await it.take() is stored[0]
+        assert it.queue._unloaded > 30
+        for batch in (tasks[1::2], tasks[::2]):
+            loads = 0
+            while not (taken := it.queue.take(batch)):
+                await until(lambda before=it.loads: it.loads > before, "a read")
+                loads += 1
+            assert taken == batch
+            assert [int(task.input or b"0") for task in taken] == [task.number for task in batch]
+            assert loads < 6  # its own come first
+        it.check_memory()
+
+
+@on_loop
+async def test_a_batch_of_large_inputs_has_fewer_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that BATCH_BYTES hold, the last of them whole; and always one."""
+    monkeypatch.setattr(queue_module, "BATCH_BYTES", 25)
+    async with line() as it:
+        tasks = [it.add(10) for _ in range(5)] + [it.add(1000)]
+        assert it.queue.take(tasks) == tasks[:3]
+        assert it.queue.take(tasks[5:]) == tasks[5:]
         it.check_memory()
 
 

@@ -7,7 +7,8 @@ alone, so that 10,000 waiting tasks cost the memory of their names.
    When its row is on the disk and the inputs in memory are more than MEMORY_BYTES, its input is
    dropped.
 2. Whenever a task leaves and few inputs are left in memory at the head, the next ones are read.
-3. A task at the head whose input is not there yet holds up those behind it: order wins.
+3. A task at the head whose input is not there yet holds up those behind it: order wins. So does a
+   batch: it is run as one, when all its inputs are there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..task import Task
 from .background import Background
 
 MEMORY_BYTES = 8 * 1024 * 1024
+BATCH_BYTES = 64 * 1024 * 1024  # a batch with more has fewer tasks
 _READ_TASKS = 64
 _READ_AGAIN_S = 1.0  # after a read that failed
 
@@ -108,17 +110,29 @@ class TaskQueue:
             self._timers[task.number] = self._background.call_later(left_s, self._expire, task)
 
     def take(self, tasks: list[Task]) -> list[Task]:
-        """Take out those that have their inputs, up to the first one whose input is being read."""
-        taken = []
+        """Take out tasks that run together, or as many of them as BATCH_BYTES hold.
+
+        None: inputs of them are being read.
+        """
+        together: list[Task] = []
+        lacking: list[Task] = []
+        size = 0
         for task in tasks:
             if task.input is None:
-                self._read_inputs()
+                lacking.append(task)
+            else:
+                size += len(task.input)
+            together.append(task)
+            if size >= BATCH_BYTES:
                 break
+        if lacking:
+            self._read_inputs(lacking)
+            return []
+        for task in together:
             self.remove(task)
-            taken.append(task)
         if self._unloaded and self._loaded_bytes < MEMORY_BYTES // 2:
-            self._read_inputs()
-        return taken
+            self._read_inputs([])
+        return together
 
     def remove(self, task: Task) -> bool:
         """Take a task out, wherever it is; return whether it was there."""
@@ -156,14 +170,15 @@ class TaskQueue:
         if self.remove(task):
             self._events.on_expired(task)
 
-    def _read_inputs(self) -> None:
+    def _read_inputs(self, wanted: list[Task]) -> None:
         if not self._reading:
             self._reading = True
-            self._background.run(self._read())
+            self._background.run(self._read(wanted))
 
-    async def _read(self) -> None:
-        """Read the inputs of the next tasks that lack one."""
-        wanted = list(islice((task for task in self if task.input is None), _READ_TASKS))
+    async def _read(self, wanted: list[Task]) -> None:
+        """Read the inputs of tasks, and of the next ones that lack theirs."""
+        lacking = (task for task in self if task.input is None and task not in wanted)
+        wanted += islice(lacking, max(0, _READ_TASKS - len(wanted)))
         try:
             bodies = await self._journal.inputs([task.number for task in wanted], MEMORY_BYTES)
         except JournalError as error:
