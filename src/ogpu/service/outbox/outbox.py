@@ -88,13 +88,16 @@ class Outbox:
         """Let go out what is new, or all where the journal forgets; return whether it did."""
         loop = asyncio.get_running_loop()
         limit = loop.time() + timeout_s
-        while self._has_work():
+        while True:
             self._changed.clear()
+            if not self._journal.durable:  # in memory, so at once: it counts what is delivered
+                await self._journal.settle()
+            if not self._has_work():
+                return True
             try:
                 await asyncio.wait_for(self._changed.wait(), limit - loop.time())
             except asyncio.TimeoutError:
                 return False
-        return True
 
     async def stop(self) -> None:
         """Stop delivering."""
