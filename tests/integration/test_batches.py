@@ -257,6 +257,18 @@ def test_a_batch_that_the_front_left_runs_again(
     assert [(task["state"], task["attempt"]) for task in tasks] == [("succeeded", 2)] * 2
 
 
+def test_a_drain_waits_for_nobody_who_might_join_a_batch(
+    start_server: StartServer, sink: Sink
+) -> None:
+    """In memory, where what waits at the end is lost: a task in a window of 30 s runs at once."""
+    server = start_server(
+        "batches.py", OGPU_STATE_DIR=":memory:", OGPU_DRAIN_TIMEOUT=10, CALLBACK_URL=sink.url
+    )
+    server.post("patient", "p0", {"text": "0"})
+    assert server.stop(timeout_s=5) == 0
+    assert sink.wait_for(1)[0].json["size"] == 1
+
+
 def test_the_innocent_have_their_results_whatever_else_is_in_their_batches(
     start_server: StartServer, sink: Sink
 ) -> None:

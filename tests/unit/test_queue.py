@@ -278,7 +278,7 @@ async def test_functions_take_turns_in_the_order_of_their_first_tasks() -> None:
 
 @on_loop
 async def test_a_batch_is_whole_wherever_its_inputs_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More tasks and more bytes than are read at once: they are waited for, and keep their order."""
+    """More tasks and bytes than are read at once: they are waited for, and keep their order."""
     monkeypatch.setattr(queue_module, "MEMORY_BYTES", 100)
     monkeypatch.setattr(queue_module, "_READ_TASKS", 3)
     async with line() as it:

@@ -5,7 +5,7 @@ Runs in the front, on its event loop; the dispatcher asks it when a worker is fr
 1. The functions are looked at in the order of their first waiting tasks.
 2. A handler without batching takes one. One with batching takes what waits, ``batch_size`` at most.
    Where fewer wait, the first of them waits for others until its window closes; other functions
-   have the worker meanwhile.
+   have the worker meanwhile. At the end of the service no window is open.
 3. A batch has killed its worker: nobody knows which task did, so that each runs alone from then on.
 """
 
@@ -34,6 +34,7 @@ class Batches:
         self._batchings = {name: handler.batching for name, handler in handlers.items()}
         self._background = background
         self._on_window_closed = on_window_closed
+        self._is_last = False  # nobody else will come
         self._suspects: set[int] = set()  # numbers of tasks that are to run alone
         self._windows: set[str] = set()  # functions whose first task waits for others
 
@@ -53,6 +54,10 @@ class Batches:
         """Have tasks run alone."""
         self._suspects.update(task.number for task in tasks)
 
+    def close_windows(self) -> None:
+        """Let no task wait for others any more: nothing more is accepted."""
+        self._is_last = True
+
     def forget(self, task: Task) -> None:
         """Take notice that a task has ended."""
         self._suspects.discard(task.number)
@@ -63,7 +68,7 @@ class Batches:
         if batching is None or first.number in self._suspects:
             return [first]
         waiting = self._queue.first_of(first.function, batching.size)
-        if len(waiting) < batching.size:
+        if len(waiting) < batching.size and not self._is_last:
             open_s = first.queued_s + batching.window_s - self._queue.now_s()
             if open_s > 0:
                 self._ask_again(first.function, open_s)

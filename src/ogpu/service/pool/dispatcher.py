@@ -55,7 +55,7 @@ class Dispatcher:
         on_freed: Callable[[], None],
     ) -> None:
         settings, handlers = rules
-        self.is_closed = False  # nothing more is given out
+        self._is_closed = False  # nothing more is given out
         self._lives = lives
         self._journal = journal
         self._background = background
@@ -143,9 +143,15 @@ class Dispatcher:
 
     # --- giving out work
 
+    def close(self, *, is_kept: bool) -> None:
+        """Prepare for the end; ``is_kept``: what waits is run by the next start, and not now."""
+        self._is_closed = is_kept
+        self._batches.close_windows()
+        self.dispatch()
+
     def dispatch(self) -> None:
         """Give tasks to the slots that are ready."""
-        if self.is_closed:
+        if self._is_closed:
             return
         for slot in self._lives.slots:
             if slot.state is SlotState.READY:

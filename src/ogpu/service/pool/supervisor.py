@@ -214,7 +214,7 @@ class Supervisor:
     def _close(self) -> None:
         self._admission = Admission.CLOSED
         # What waits is safe where the journal outlives us, and the next start runs it.
-        self._dispatcher.is_closed = self._journal.durable
+        self._dispatcher.close(is_kept=self._journal.durable)
 
     def _note_idle(self) -> None:
         if self._admission is Admission.CLOSED:
