@@ -257,6 +257,12 @@ def test_a_batch_that_the_front_left_runs_again(
     assert [(task["state"], task["attempt"]) for task in tasks] == [("succeeded", 2)] * 2
 
 
+def test_a_task_does_not_expire_while_it_waits_for_others(start_server: StartServer) -> None:
+    """A window of 30 s, an OGPU_QUEUE_TIMEOUT of 1 s, and a worker that is free."""
+    server = start_server("batches.py", OGPU_QUEUE_TIMEOUT=1)
+    assert server.run("patient", "p0", {"text": "0"})["state"] == "succeeded"
+
+
 def test_a_drain_waits_for_nobody_who_might_join_a_batch(
     start_server: StartServer, sink: Sink
 ) -> None:

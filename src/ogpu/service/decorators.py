@@ -51,7 +51,7 @@ def expose(
             function raises, and a list of another length, fail the batch; the timeout is the
             batch's. When a batch kills its worker, its tasks are run again one at a time.
         batch_window: seconds that a task waits for others while a worker is free, until there are
-            ``batch_size``. None: 0.01.
+            ``batch_size``; half of ``OGPU_QUEUE_TIMEOUT`` at most. None: 0.01.
         warmup: an input that the handler is run with (``batch_size`` times, in one batch), once, in
             each new worker, after ``@init`` and before its first task: what a first call costs (GPU
             kernels, compilation, autotuning) is then no task's. It is no task itself: nothing is

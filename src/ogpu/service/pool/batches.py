@@ -11,6 +11,7 @@ Runs in the front, on its event loop; the dispatcher asks it when a worker is fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import takewhile
 
@@ -29,9 +30,12 @@ class Batches:
         handlers: dict[str, Handler],
         background: Background,
         on_window_closed: Callable[[], None],
+        queue_timeout_s: float | None,
     ) -> None:
         self._queue = queue
         self._batchings = {name: handler.batching for name, handler in handlers.items()}
+        # A task that waits for others, while a worker is free, is not to expire of it.
+        self._longest_window_s = math.inf if queue_timeout_s is None else queue_timeout_s / 2
         self._background = background
         self._on_window_closed = on_window_closed
         self._is_last = False  # nobody else will come
@@ -69,7 +73,8 @@ class Batches:
             return [first]
         waiting = self._queue.first_of(first.function, batching.size)
         if len(waiting) < batching.size and not self._is_last:
-            open_s = first.queued_s + batching.window_s - self._queue.now_s()
+            window_s = min(batching.window_s, self._longest_window_s)
+            open_s = first.queued_s + window_s - self._queue.now_s()
             if open_s > 0:
                 self._ask_again(first.function, open_s)
                 return []
