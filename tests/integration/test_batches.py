@@ -163,11 +163,12 @@ def test_the_deadline_is_that_of_the_batch(server: Server, go: Path) -> None:
     for task in run_together(server, go, ["a", "b"], "hangs"):
         assert task["state"] == "timed_out"
         assert "in hangs" in task["error"]["stack"]
-    first, second = run_together(server, go, ["c", "d"], "stops")
-    for task in (first, second):
+    in_handler = run_together(server, go, ["c", "d"], "stops")
+    in_validator = run_together(server, go, ["e", "slow"], "stops")
+    for task in in_handler + in_validator:
         assert task["state"] == "timed_out"
         assert task["error"]["message"].endswith("it was asked to stop, and did")
-    pid = first["worker"]["pid"]
+    pid = in_handler[0]["worker"]["pid"]
     assert server.run("together", "after", {"text": "x"})["result"]["pid"] == pid  # it was spared
 
 
@@ -255,6 +256,23 @@ def test_a_batch_that_the_front_left_runs_again(
     server = start_server("batches.py", **settings)
     tasks = [ended(server, f"t{number}") for number in range(2)]
     assert [(task["state"], task["attempt"]) for task in tasks] == [("succeeded", 2)] * 2
+
+
+def test_only_the_guilty_one_fails_when_a_batch_kills_the_front(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """As a container that is out of memory does: the others use up no more than one attempt."""
+    settings = {"OGPU_STATE_DIR": str(tmp_path / "state"), "OGPU_MAX_ATTEMPTS": 2}
+    server = start_server("batches.py", **settings)
+    for number, text in enumerate(["fine", "kill_the_front", "fine"]):
+        server.post("together", f"t{number}", {"text": text})
+    server.wait_exit()
+    server = start_server("batches.py", wait=False, **settings)
+    server.wait_exit()
+    server = start_server("batches.py", **settings)
+    tasks = [ended(server, f"t{number}") for number in range(3)]
+    assert [task["state"] for task in tasks] == ["succeeded", "failed", "succeeded"]
+    assert tasks[1]["error"]["reason"] == "interrupted"
 
 
 def test_a_task_does_not_expire_while_it_waits_for_others(start_server: StartServer) -> None:

@@ -21,8 +21,11 @@ class Input(BaseModel):
     @field_validator("text")
     @classmethod
     def fits(cls, text: str) -> str:
-        if text == "unfit" and ogpu.service.current_tasks():  # in a worker alone
-            raise KeyError(text)
+        if ogpu.service.current_tasks():  # in a worker alone
+            if text == "unfit":
+                raise KeyError(text)
+            if text == "slow":
+                time.sleep(3600)
         return text
 
 
@@ -58,10 +61,18 @@ def raise_one() -> None:
     raise CostlyError
 
 
+def kill_the_front() -> None:
+    time.sleep(0.2)  # until the disk knows that it runs
+    template = Path(f"/proc/{os.getppid()}/stat").read_text()
+    os.kill(int(template.rpartition(")")[2].split()[1]), signal.SIGKILL)
+    time.sleep(3600)
+
+
 # What the text of one input does to the whole batch; what comes of it is returned, if anything.
 SPOILS = {
     "progress": report_and_wait,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "kill_the_front": kill_the_front,
     "raise": raise_one,
     "short": list,
     "number": lambda: 0,

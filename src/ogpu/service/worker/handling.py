@@ -83,25 +83,28 @@ class Handling:
         answers: dict[int, Answer] = {}
         inputs: list[BaseModel] = []
         fitting: list[wire.Run] = []
-        for order, given in orders:
+        try:
+            self._interrupt.open(orders[0][0])
             try:
-                inputs.append(_read_input(handler, given))
-                fitting.append(order)
-            except BaseException as error:  # noqa: BLE001 - a validator may raise anything
-                answers[order.run] = _failed(order, error)
-        if fitting:
-            try:
-                self._interrupt.open(fitting[0])
-                try:
+                for order, given in orders:
+                    try:
+                        inputs.append(_read_input(handler, given))
+                        fitting.append(order)
+                    except Exception as error:  # noqa: BLE001 - a validator may raise anything
+                        answers[order.run] = _failed(order, error)
+                if fitting:
                     results = _items_of(handler, self.call(handler.function, inputs), len(fitting))
-                    for order, result in zip(fitting, results, strict=True):
-                        answers[order.run] = self._answer_of(handler, order, result)
-                finally:
-                    self._interrupt.close()
-            except BaseException as error:  # noqa: BLE001 - any of them ends the batch, and only it
-                # Put into words once: a deep recursion takes 20 ms for that.
-                failure, nothing = _failed(fitting[0], error)
-                answers |= {o.run: (replace(failure, run=o.run), nothing) for o in fitting}
+                    answers |= {
+                        order.run: self._answer_of(handler, order, result)
+                        for order, result in zip(fitting, results, strict=True)
+                    }
+            finally:
+                self._interrupt.close()
+        except BaseException as error:  # noqa: BLE001 - any of them ends the batch, and only it
+            # Put into words once: a deep recursion takes 20 ms for that.
+            failure, nothing = _failed(orders[0][0], error)
+            rest = [order.run for order, _ in orders if order.run not in answers]
+            answers |= {run: (replace(failure, run=run), nothing) for run in rest}
         return [answers[order.run] for order, _ in orders]
 
     def _answer_of(self, handler: Handler, order: wire.Run, result: object) -> Answer:
