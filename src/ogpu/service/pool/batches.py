@@ -7,6 +7,8 @@ Runs in the front, on its event loop; the dispatcher asks it when a worker is fr
    Where fewer wait, the first of them waits for others until its window closes; other functions
    have the worker meanwhile. At the end of the service no window is open.
 3. A batch has killed its worker: nobody knows which task did, so that each runs alone from then on.
+   So does a task that has been lost in another way (its front died, or its template): a batch that
+   does that each time would otherwise use up OGPU_MAX_ATTEMPTS for all of its tasks.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Batches:
         self._background = background
         self._on_window_closed = on_window_closed
         self._is_last = False  # nobody else will come
-        self._suspects: set[int] = set()  # numbers of tasks that are to run alone
+        self._suspects: set[int] = set()  # numbers of tasks whose batch killed its worker
         self._windows: set[str] = set()  # functions whose first task waits for others
 
     def take(self) -> list[Task]:
@@ -69,7 +71,7 @@ class Batches:
     def _with(self, first: Task) -> list[Task]:
         """Return a task and those that run with it; none: it waits for others."""
         batching = self._batchings.get(first.function)
-        if batching is None or first.number in self._suspects:
+        if batching is None or self._is_suspect(first):
             return [first]
         waiting = self._queue.first_of(first.function, batching.size)
         if len(waiting) < batching.size and not self._is_last:
@@ -78,7 +80,10 @@ class Batches:
             if open_s > 0:
                 self._ask_again(first.function, open_s)
                 return []
-        return list(takewhile(lambda task: task.number not in self._suspects, waiting))
+        return list(takewhile(lambda task: not self._is_suspect(task), waiting))
+
+    def _is_suspect(self, task: Task) -> bool:
+        return task.losses > 0 or task.number in self._suspects
 
     def _ask_again(self, function: str, open_s: float) -> None:
         # One timer at a time: that of an earlier first task rings too early, and is set again.
