@@ -7,8 +7,8 @@ Runs in the front, on its event loop; the dispatcher asks it when a worker is fr
    Where fewer wait, the first of them waits for others until its window closes; other functions
    have the worker meanwhile. At the end of the service no window is open.
 3. A batch has killed its worker: nobody knows which task did, so that each runs alone from then on.
-   So does a task that has been lost in another way (its front died, or its template): a batch that
-   does that each time would otherwise use up OGPU_MAX_ATTEMPTS for all of its tasks.
+   So does a task that was lost in another way (with its front, or its template), in its last
+   attempt: who kills those would use up OGPU_MAX_ATTEMPTS for its whole batch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from itertools import takewhile
 
+from ..config import Settings
 from ..handler import Handler
 from ..task import Task
 from .background import Background
@@ -32,12 +33,13 @@ class Batches:
         handlers: dict[str, Handler],
         background: Background,
         on_window_closed: Callable[[], None],
-        queue_timeout_s: float | None,
+        settings: Settings,
     ) -> None:
         self._queue = queue
         self._batchings = {name: handler.batching for name, handler in handlers.items()}
         # A task that waits for others, while a worker is free, is not to expire of it.
-        self._longest_window_s = math.inf if queue_timeout_s is None else queue_timeout_s / 2
+        self._longest_window_s = (settings.queue_timeout or math.inf) / 2
+        self._max_attempts = settings.max_attempts
         self._background = background
         self._on_window_closed = on_window_closed
         self._is_last = False  # nobody else will come
@@ -83,7 +85,8 @@ class Batches:
         return list(takewhile(lambda task: not self._is_suspect(task), waiting))
 
     def _is_suspect(self, task: Task) -> bool:
-        return task.losses > 0 or task.number in self._suspects
+        is_last_attempt = task.losses > 0 and task.losses + 1 >= self._max_attempts
+        return is_last_attempt or task.number in self._suspects
 
     def _ask_again(self, function: str, open_s: float) -> None:
         # One timer at a time: that of an earlier first task rings too early, and is set again.

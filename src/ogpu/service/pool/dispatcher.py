@@ -67,9 +67,7 @@ class Dispatcher:
         }
         self._on_freed = on_freed
         self.queue = TaskQueue(journal, background, settings.queue_timeout, self)
-        self._batches = Batches(
-            self.queue, handlers, background, self.dispatch, settings.queue_timeout
-        )
+        self._batches = Batches(self.queue, handlers, background, self.dispatch, settings)
         self._runs = 0
         self._to_be_stored: set[int] = set()  # numbers of tasks of an earlier front
         self._unwanted: set[Task] = set()  # being cancelled: several of a batch cost one worker
