@@ -101,6 +101,13 @@ def test_a_full_batch_waits_for_nobody_and_a_part_of_one_for_its_window(
     assert server.task("p0")["result"]["text"] == "0"
 
 
+def test_a_full_queue_waits_for_nobody(start_server: StartServer) -> None:
+    """Where no more may wait (OGPU_QUEUE_SIZE), what waits is run together at once."""
+    server = start_server("batches.py", OGPU_QUEUE_SIZE=2)
+    assert server.post("patient", "p0", {"text": "0"}).status_code == 202
+    assert server.run("patient", "p1", {"text": "1"})["result"]["size"] == 2
+
+
 def test_one_result_fails_its_own_task(server: Server, go: Path) -> None:
     """An exception instance, and a result of another type; the others have theirs."""
     good, fails, wrong, last = run_together(server, go, ["good", "fail", "wrong", "last"])

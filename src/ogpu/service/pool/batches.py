@@ -40,6 +40,7 @@ class Batches:
         # A task that waits for others, while a worker is free, is not to expire of it.
         self._longest_window_s = (settings.queue_timeout or math.inf) / 2
         self._max_attempts = settings.max_attempts
+        self._queue_size = settings.queue_size
         self._background = background
         self._on_window_closed = on_window_closed
         self._is_last = False  # nobody else will come
@@ -76,7 +77,8 @@ class Batches:
         if batching is None or self._is_suspect(first):
             return [first]
         waiting = self._queue.first_of(first.function, batching.size)
-        if len(waiting) < batching.size and not self._is_last:
+        most = min(batching.size, self._queue_size)  # more are not accepted
+        if len(waiting) < most and not self._is_last:
             window_s = min(batching.window_s, self._longest_window_s)
             open_s = first.queued_s + window_s - self._queue.now_s()
             if open_s > 0:
