@@ -43,4 +43,4 @@ def tests(session: nox.Session) -> None:
 def smoke(session: nox.Session) -> None:
     """Run the parts that depend most on the interpreter."""
     session.install("-e", ".[test]")
-    session.run("python", "-m", "pytest", "-q", *(session.posargs or SMOKE))
+    session.run("python", "-m", "pytest", "-q", "-n", "2", *(session.posargs or SMOKE))
