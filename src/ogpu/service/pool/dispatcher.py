@@ -181,9 +181,8 @@ class Dispatcher:
         slot.tasks = {order.run: task for (order, _), task in zip(orders, tasks, strict=True)}
         if self._batches.has(tasks[0].function):
             self._metrics.on_batch(tasks[0].function, len(tasks))
-        unsure = self._to_be_stored.intersection(task.number for task in tasks)
-        if unsure:
-            self._to_be_stored -= unsure
+        if not self._to_be_stored.isdisjoint([task.number for task in tasks]):
+            self._to_be_stored.difference_update([task.number for task in tasks])
             process.orders_unread = True  # until they are sent
             self._background.run(self._send_when_stored(slot, process, orders, tasks))
         else:

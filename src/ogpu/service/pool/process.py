@@ -97,7 +97,7 @@ class WorkerProcess(asyncio.Protocol):
         """Send orders; what does not fit into the socket at once is sent as the worker reads."""
         self._words, self._order_s, self._orders = 0, time.monotonic(), len(orders)
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(wire.encode_frame(*order) for order in orders))
+            self._transport.write(b"".join([wire.encode_frame(*order) for order in orders]))
         else:
             self.orders_unread = True
 
