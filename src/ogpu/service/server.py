@@ -309,7 +309,7 @@ def _leaving_on_signals() -> Iterator[_Leaving]:
     before = {number: signal.signal(number, leaving.on_signal) for number in _STOP_SIGNALS}
     try:
         yield leaving
-    except Exception:
+    except Exception:  # an import may have made another one of SystemExit (pydantic's SchemaError)
         leaving.check()
         raise
     finally:
