@@ -158,9 +158,7 @@ _TABLE: dict[Moment, tuple[tuple[Ends, tuple[Fault, ...]], ...]] = {
     ),
     Moment.IN_HANDLER: (
         (DIED, (*_DEADLY, Inside.CLOSE_ALL_RETURN, Inside.FORGE, *_SIGNALS)),
-        (TIMED_OUT, (*_HANGING, Outside.SIGSTOP)),
-        # The handler may end as the front goes on, which cannot tell when the answer was given.
-        (TIMED_OUT | SUCCEEDED, (Outside.FRONT_PAUSED,)),
+        (TIMED_OUT, (*_HANGING, Outside.SIGSTOP, Outside.FRONT_PAUSED)),
         (EXCEPTION, (Inside.SYS_EXIT, Inside.BASE_EXCEPTION, Inside.DESCRIPTORS, Inside.MEMORY)),
         (SUCCEEDED, (Inside.FLOOD, Inside.BINARY, Inside.CLOSE_OUTPUT, Inside.FORK_RETURNS)),
         (SUCCEEDED, (Inside.THREADS, Inside.KILL_SIBLING)),

@@ -183,7 +183,8 @@ def in_handler(play: Play) -> None:
     if not play.is_inside:
         play.stage.wait_mark(play.address, "acting")
         play.strike(play.wait_running())
-        if play.row.fault is not Outside.CANCEL:
+        # Told to go on as the front does, the handler might answer before that sees the deadline.
+        if play.row.fault not in (Outside.CANCEL, Outside.FRONT_PAUSED):
             play.stage.tell_go(play.address)
 
 

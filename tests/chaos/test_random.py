@@ -45,8 +45,11 @@ def play(stage: Stage) -> None:
     before = settled_census(stage)
     striker = Striker(stage, rng)
     over = time.monotonic() + SECONDS
+    latest = over + SECONDS + 30
     with Clients(stage, SEED) as clients:
-        while time.monotonic() < over:
+        # A machine that is busy with something else strikes less often, so it gets more time.
+        while time.monotonic() < over or striker.strikes.total() <= SECONDS:
+            assert time.monotonic() < latest, f"only {striker.strikes.total()} strikes"
             pause(rng.uniform(0.05, 0.4))
             striker.strike()
     for unclaimed in (stage.place / "init").iterdir():
@@ -60,7 +63,6 @@ def play(stage: Stage) -> None:
     # That it was a test: enough was asked for and was struck, and most innocents never knew.
     ends = Counter(stage.server.task(s.address)["state"] for s in clients.sent if s.accepted)
     print(striker.strikes, ends)
-    # (With the other core taken it was a strike a second, half of what there are else.)
-    assert sum(striker.strikes.values()) > SECONDS / 2
-    assert ends["succeeded"] > SECONDS
+    assert striker.strikes.total() > SECONDS
+    assert ends["succeeded"] > 2 * SECONDS
     assert len(ends) > 2
