@@ -20,14 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import threads
-
-# By threadpoolctl's names. NumExpr, which has a variable as well, notices a fork by itself.
-_VARIABLES = {
-    "openmp": "OMP_NUM_THREADS",
-    "mkl": "MKL_NUM_THREADS",
-    "openblas": "OPENBLAS_NUM_THREADS",
-    "blis": "BLIS_NUM_THREADS",
-}
+from .threads import VARIABLES
 
 
 @contextlib.contextmanager
@@ -36,7 +29,7 @@ def one_thread() -> Iterator[None]:
     # Where there is a @prepare alone: it takes 20 ms to import.
     from threadpoolctl import ThreadpoolController  # noqa: PLC0415
 
-    wanted = {name: os.environ.get(name) for name in _VARIABLES.values()}
+    wanted = {name: os.environ.get(name) for name in VARIABLES.values()}
     loaded, torch_threads = ThreadpoolController(), _hold_torch()
     os.environ.update(dict.fromkeys(wanted, "1"))
     try:
@@ -50,9 +43,9 @@ def one_thread() -> Iterator[None]:
         known = {library.filepath for library in loaded.lib_controllers}
         for library in ThreadpoolController().lib_controllers:
             if library.filepath not in known:
-                variable = _VARIABLES.get(library.internal_api, "")
+                variable = VARIABLES.get(library.internal_api, "")
                 library.set_num_threads(_number(wanted, variable))
-        _let_go_of_torch(torch_threads or _number(wanted, _VARIABLES["openmp"]))
+        _let_go_of_torch(torch_threads or _number(wanted, VARIABLES["openmp"]))
 
 
 def _hold_torch() -> int | None:
@@ -78,6 +71,6 @@ def _let_go_of_torch(number: int) -> None:
 def _number(wanted: Mapping[str, str | None], variable: str) -> int:
     """Return how many threads a library takes by itself."""
     # OMP_NUM_THREADS holds for all, and may be a list, one number for each level of nesting.
-    text = wanted.get(variable) or wanted[_VARIABLES["openmp"]] or ""
+    text = wanted.get(variable) or wanted[VARIABLES["openmp"]] or ""
     first = text.partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) else len(os.sched_getaffinity(0))

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _OPENMP, _MKL = "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 # By threadpoolctl's names. MKL within PyTorch is linked in, and PyTorch's own call reaches it.
-_VARIABLES = {
+# (NumExpr, which has a variable as well, notices a fork by itself.)
+VARIABLES = {
     "openmp": _OPENMP,
     "mkl": _MKL,
     "openblas": "OPENBLAS_NUM_THREADS",
@@ -75,7 +76,7 @@ def hold_to_share(environment: Mapping[str, str]) -> None:
         else:
             kept = (_OPENMP, _MKL)
     for library in libraries.lib_controllers:
-        variable = _VARIABLES.get(library.internal_api, "")
+        variable = VARIABLES.get(library.internal_api, "")
         if variable not in environment or variable in kept:
             continue
         share = int(environment[variable])
