@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import logging
 import shutil
 import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from concurrent.futures import Executor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -61,6 +62,17 @@ async def until(condition: Callable[[], object], what: str, timeout_s: float = 5
     while not condition():
         assert time.monotonic() < limit, f"not within {timeout_s:g} s: {what}"
         await asyncio.sleep(0.001)
+
+
+@contextmanager
+def log_heard() -> Iterator[None]:
+    """Let ``caplog`` hear what the service logs."""
+    monitored = logging.getLogger("ogpu.service")
+    monitored.propagate = True
+    try:
+        yield
+    finally:
+        monitored.propagate = False
 
 
 class FrailDatabase(Database):

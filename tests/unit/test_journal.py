@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ogpu.service.errors import FailureReason, TaskError
+from ogpu.service.errors import FailureReason, JournalError, TaskError
 from ogpu.service.journal import Database, DeliveryUpdate, Lane, pruning
 from ogpu.service.journal.database import Batch
 from ogpu.service.task import CallbackState, Outcome, Progress, Task, TaskState
@@ -22,6 +22,7 @@ from support.journal import (
     accepted,
     ended,
     failure,
+    log_heard,
     on_loop,
     opened,
     until,
@@ -57,6 +58,34 @@ async def test_what_nobody_waits_for_is_written_within_a_moment(tmp_path: Path) 
         other = sqlite3.connect(tmp_path / "journal.db")
         assert other.execute("SELECT state FROM tasks").fetchall() == [("succeeded",)]
         other.close()
+
+
+@on_loop
+async def test_who_asks_to_be_called_is_called_once_and_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the task is on the disk, and not before; at the loop's next step where it is already."""
+    errors: list[JournalError | None] = []
+    async with opened(tmp_path) as (journal, database):
+        database.hold.clear()
+        tasks = [journal.accept("f", f"a{number}", b"{}", 60.0) for number in range(3)]
+        with log_heard():
+            journal.when_stored(tasks[0], lambda _: 1 / 0)  # a defect costs nobody else
+            for task in tasks:
+                journal.when_stored(task, errors.append)
+            await asyncio.sleep(0.01)  # a commit is under way, and hangs
+            journal.when_stored(tasks[2], errors.append)
+            assert errors == []
+            database.hold.set()
+            await until(lambda: len(errors) == 4, "the calls")
+        other = sqlite3.connect(tmp_path / "journal.db")
+        assert other.execute("SELECT count(*) FROM tasks").fetchone() == (3,)
+        other.close()
+        journal.when_stored(tasks[0], errors.append)
+        assert len(errors) == 4
+        await asyncio.sleep(0)
+        assert errors == [None] * 5
+    assert "Who waited for the journal failed" in caplog.text
 
 
 @given(st.binary(max_size=100) | st.text(max_size=50).map(str.encode))

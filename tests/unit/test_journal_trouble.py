@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from support.journal import (
     WORKER,
     accepted,
     ended,
+    log_heard,
     on_loop,
     opened,
     until,
@@ -42,6 +42,10 @@ async def test_what_a_full_disk_does_not_take_is_not_accepted(
         with pytest.raises(JournalError, match=FULL):
             await journal.stored(tasks[0])
         assert withdrawn == tasks
+        errors: list[JournalError | None] = []
+        journal.when_stored(tasks[1], errors.append)
+        await until(lambda: errors, "the call")
+        assert FULL in str(errors[0])
         with pytest.raises(JournalError, match=FULL):  # as a request with Prefer: wait does
             await journal.stored(tasks[1])
         assert FULL in (journal.trouble or "")
@@ -74,8 +78,12 @@ async def test_what_runs_while_the_disk_is_full_is_kept(
         for task in (new, known):
             journal.finish(task, SUCCESS)
         waiting = asyncio.ensure_future(journal.stored(known))
+        errors: list[JournalError | None] = []
+        journal.when_stored(known, errors.append)
         with pytest.raises(JournalError, match=FULL):
             await waiting
+        await until(lambda: errors, "the call")
+        assert FULL in str(errors[0])
         assert journal.undelivered == 3
         refusals = database.refusals
         await until(lambda: database.refusals > refusals + 1, "it is tried again and again")
@@ -179,12 +187,8 @@ async def test_a_listener_with_a_defect_costs_nobody_else(
         for subscribe in (journal.on_transition, journal.on_stored):
             subscribe(broken)
         journal.on_stored(lambda task: told.append(task.address))
-        monitored = logging.getLogger("ogpu.service")
-        monitored.propagate = True
-        try:
+        with log_heard():
             await ended(journal, "one")
             await ended(journal, "two")
-        finally:
-            monitored.propagate = False
         assert {"one", "two"} <= set(told)
     assert "A listener of the journal failed" in caplog.text

@@ -35,6 +35,7 @@ RETRY_S = 1.0
 CLOSE_LIMIT_S = 10.0
 
 Answer = TypeVar("Answer")
+Then = Callable[[JournalError | None], None]
 
 
 class Record:
@@ -54,7 +55,7 @@ class Round:
     def __init__(self) -> None:
         self.records: dict[int, Record] = {}
         self.deliveries: dict[int, DeliveryUpdate] = {}
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[Then] = []
         self._ended = False
         self._error: JournalError | None = None
 
@@ -69,17 +70,28 @@ class Round:
         """
         if not self._ended:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
+
+            def go_on(_: JournalError | None) -> None:
+                if not future.done():  # its request may have gone away
+                    future.set_result(None)
+
+            self._waiting.append(go_on)
             await future
         if self._error is not None:
             raise self._error
 
+    def when_ended(self, then: Then) -> None:
+        """Have ``then`` called when it is on the disk, or with the reason why it is not."""
+        self._waiting.append(then)
+
     def end(self, error: JournalError | None) -> None:
-        """Let those go on who wait."""
+        """Let those go on who wait; a defect in one of them must not cost the others."""
         self._ended, self._error = True, error
-        for future in self._waiting:
-            if not future.done():  # its request may have gone away
-                future.set_result(None)
+        for then in self._waiting:
+            try:
+                then(error)
+            except Exception:  # noqa: BLE001 - told, and nothing else depends on it
+                logger.exception("Who waited for the journal failed: a defect")
 
     def merged_with(self, later: Round) -> Round:
         """Return a round that writes what both were to write, as it is by then."""
@@ -179,13 +191,39 @@ class GroupCommit:
         Raises:
             JournalError: it could not be written.
         """
+        round_ = self._round_of(number)
+        if round_ is not None:
+            await round_.wait()
+
+    def when_stored(self, number: int, then: Then) -> None:
+        """Call ``then``, later, with None as soon as a task's present state is on the disk.
+
+        Where it cannot be written ``then`` gets the error.
+        """
+        try:
+            round_ = self._round_of(number)
+        except JournalError as error:
+            self._loop.call_soon(then, error)
+            return
+        if round_ is None:
+            self._loop.call_soon(then, None)
+        else:
+            round_.when_ended(then)
+
+    def _round_of(self, number: int) -> Round | None:
+        """Return the round in which a task is written, and hurry it; None: it is written.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
         if number in self._next.records:
             if self._pace is _Pace.TROUBLED and self.trouble is not None:
                 raise JournalError(self.trouble)
             self._hurry(_Pace.SOON)
-            await self._next.wait()
-        elif self._writing is not None and number in self._writing.records:
-            await self._writing.wait()
+            return self._next
+        if self._writing is not None and number in self._writing.records:
+            return self._writing
+        return None
 
     async def read(
         self, question: Callable[[Database], Answer], *, must_be_fresh: bool = False
@@ -300,8 +338,8 @@ class GroupCommit:
     def _take(self, written: Round) -> None:
         for record in written.records.values():
             record.has_row = True
-        written.end(None)
         self._events.on_written(written)
+        written.end(None)
 
     def _fail(self, failed: Round, error: BaseException) -> None:
         if not isinstance(error, (sqlite3.Error, JournalError)):
@@ -313,6 +351,6 @@ class GroupCommit:
             # What was never written is written again; what is over is deleted again.
             record.has_input = record.has_row or not record.task.is_active
         self._events.on_not_written(self._next)
+        self._plan(_Pace.TROUBLED, self._loop.call_later(RETRY_S, self._write))
         for round_ in (failed, later):
             round_.end(JournalError(trouble))
-        self._plan(_Pace.TROUBLED, self._loop.call_later(RETRY_S, self._write))

@@ -14,6 +14,7 @@ alone, however many wait for their callback.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -31,13 +32,14 @@ from ..task import (
     TaskState,
     WorkerReference,
 )
-from .commits import GroupCommit, Record, Round
+from .commits import GroupCommit, Record, Round, Then
 from .database import Database
 from .deliveries import Delivery, DeliveryUpdate, Lane
 from .pruning import DISK_LIMITS, MEMORY_LIMITS, Pruner
 from .rows import task_id
 
 Listener = Callable[[Task], None]
+_WITHDRAWN = "the task was withdrawn"
 
 
 class Journal:
@@ -157,8 +159,27 @@ class Journal:
             JournalError: it could not be written.
         """
         await self._commits.stored(task.number)
-        if task.number not in self._records and not task.state.is_terminal:
-            raise JournalError(self.trouble or "the task was withdrawn")
+        if self._was_withdrawn(task):
+            raise JournalError(self.trouble or _WITHDRAWN)
+
+    def when_stored(self, task: Task, then: Then) -> None:
+        """Have ``then`` called when a task's present state is on the disk (``stored``, as a call).
+
+        It is called once, by the event loop and never before this returns, also where the task is
+        on the disk already: with None, or with the JournalError that ``stored`` would raise. It
+        must not block. There is no way to withdraw it: whoever does not care any more returns.
+
+        Example:
+            journal.when_stored(task, lambda error: answer(202 if error is None else 503))
+        """
+        if self._was_withdrawn(task):
+            error = JournalError(self.trouble or _WITHDRAWN)
+            asyncio.get_running_loop().call_soon(then, error)
+        else:
+            self._commits.when_stored(task.number, then)
+
+    def _was_withdrawn(self, task: Task) -> bool:
+        return task.number not in self._records and not task.state.is_terminal
 
     # --- transitions
 
