@@ -30,8 +30,9 @@ from .errors import SettingsError
 from .events import TaskEvents
 from .handler import Handler
 from .http.app import Application, Rooms, create_app
-from .http.clients import ClientLimits, limited_protocol
+from .http.clients import ClientLimits
 from .http.protocol import OneWriteProtocol
+from .http.shortcut import shortcut_protocol
 from .http.waiters import Waiters
 from .journal import Database, Journal
 from .logger import batch_lines, logger
@@ -238,7 +239,7 @@ def _make_server(app: Application, settings: Settings) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
-            http=limited_protocol(limits),
+            http=shortcut_protocol(limits, app.begin),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable
 
 from starlette.responses import Response
 from starlette.types import Scope
@@ -22,15 +23,17 @@ class KeyCheck:
 
     def refusal(self, scope: Scope) -> Response | None:
         """Return the answer to a request that may not come in; None: it may."""
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS or self.is_brought(scope["headers"]):
             return None
-        for name, value in scope["headers"]:
-            if name == b"authorization" and value[: len(_SCHEME)].lower() == _SCHEME:
-                if hmac.compare_digest(value[len(_SCHEME) :].strip(), self._key):
-                    return None
-                break
         response = UNAUTHORIZED.response(
             "Send `Authorization: Bearer` and the value of OGPU_API_KEY."
         )
         response.headers["www-authenticate"] = 'Bearer realm="ogpu-service"'
         return response
+
+    def is_brought(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Tell whether a request brings the key."""
+        for name, value in headers:
+            if name == b"authorization" and value[: len(_SCHEME)].lower() == _SCHEME:
+                return hmac.compare_digest(value[len(_SCHEME) :].strip(), self._key)
+        return False

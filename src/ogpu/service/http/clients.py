@@ -5,7 +5,7 @@ Runs in the front. A client is held to ``ClientLimits``, in three places:
 1. ``data_received`` feeds the parser no more of a head than is allowed.
 2. ``_check``, one timer a connection, cuts a request that does not arrive. Its clock stands while
    a request that did arrive is being answered, however long that takes.
-3. ``_Clients.admit`` makes room for a newcomer at the cost of who has waited longest.
+3. ``Clients.admit`` makes room for a newcomer at the cost of who has waited longest.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import math
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 
 from starlette.responses import Response
 
 from ..logger import logger
 from .problem import Problem
-from .protocol import OneWriteProtocol
+from .protocol import OneWriteProtocol, encoded, header_lines
 
 _LINGER_S = 1.0
 _RETRY_AFTER_S = 5
@@ -44,27 +43,18 @@ class ClientLimits:
     request_timeout_s: float
 
 
-def limited_protocol(limits: ClientLimits) -> type[OneWriteProtocol]:
-    """Return the protocol class that holds clients to ``limits``, for uvicorn to instantiate."""
-
-    class Limited(_LimitedProtocol):
-        clients = _Clients(limits)
-
-    return Limited
-
-
-class _Clients:
+class Clients:
     """The connections of a server: who waits for a request, longest first, and the others."""
 
     def __init__(self, limits: ClientLimits) -> None:
         self.max_header_bytes = limits.max_header_bytes
         self.request_timeout_s = limits.request_timeout_s
-        self.waiting: dict[_LimitedProtocol, None] = {}
+        self.waiting: dict[LimitedProtocol, None] = {}
         self.answering = 0
         self._max_connections = _connections_for(limits.max_connections)
         self._warned_at = -math.inf
 
-    def admit(self, newcomer: _LimitedProtocol) -> None:
+    def admit(self, newcomer: LimitedProtocol) -> None:
         """Count a new connection; where there are too many, the first in ``waiting`` goes."""
         while self.waiting and self.answering + len(self.waiting) >= self._max_connections:
             self._warn(newcomer, "those that waited longest are closed")
@@ -76,7 +66,7 @@ class _Clients:
             newcomer.turn_away()
         self.waiting[newcomer] = None  # who was turned away, too: the next newcomer ends it
 
-    def _warn(self, newcomer: _LimitedProtocol, consequence: str) -> None:
+    def _warn(self, newcomer: LimitedProtocol, consequence: str) -> None:
         now = newcomer.loop.time()
         if now - self._warned_at >= _WARN_EVERY_S:
             self._warned_at = now
@@ -87,10 +77,13 @@ class _Clients:
             )
 
 
-class _LimitedProtocol(OneWriteProtocol):
-    """The protocol for clients that may be slow, endless, or many."""
+class LimitedProtocol(OneWriteProtocol):
+    """The protocol for clients that may be slow, endless, or many.
 
-    clients: _Clients
+    Each server has a class of its own, with its ``clients``: uvicorn makes the instances.
+    """
+
+    clients: Clients
     # The request that arrives now, if any:
     _since: float | None = None  # its first byte; of a new connection, the opening
     _has_begun = False
@@ -118,7 +111,7 @@ class _LimitedProtocol(OneWriteProtocol):
             self._unanswered = 0  # an application may still answer, to nobody
         super().connection_lost(exc)
 
-    # --- what arrives (six calls a request: named, the class costs half of what super() does)
+    # --- what arrives
 
     def data_received(self, data: bytes) -> None:
         while data and self._refusal is None:
@@ -154,6 +147,28 @@ class _LimitedProtocol(OneWriteProtocol):
         OneWriteProtocol.on_message_complete(self)
         self._has_begun = self._has_headers = False
         self._pending_bytes = 0
+        self.begin_answering()
+
+    def on_response_complete(self) -> None:
+        OneWriteProtocol.on_response_complete(self)
+        self.end_answering()
+
+    # --- requests that arrived whole, and their answers
+
+    @property
+    def is_resting(self) -> bool:
+        """True when nothing of a request has come, no answer is owed, and the last one is taken."""
+        return not (
+            self._pending_bytes
+            or self._has_begun
+            or self._unanswered
+            or self._refusal is not None
+            or self.flow.write_paused
+            or self.transport.is_closing()
+        )
+
+    def begin_answering(self) -> None:
+        """Take notice that a request has arrived."""
         self._unanswered += 1
         # Answered already, the connection has lost uvicorn's keep-alive timer: our clock runs on.
         self._since = None if self._unanswered else self.loop.time()
@@ -161,8 +176,8 @@ class _LimitedProtocol(OneWriteProtocol):
             self.clients.waiting.pop(self, None)
             self.clients.answering += 1
 
-    def on_response_complete(self) -> None:
-        OneWriteProtocol.on_response_complete(self)
+    def end_answering(self) -> None:
+        """Take notice that an answer is complete."""
         self._unanswered -= 1
         if self._unanswered:
             return
@@ -222,12 +237,8 @@ class _LimitedProtocol(OneWriteProtocol):
     def _answer(self, refusal: Response) -> None:
         if self._has_headers and self.cycle.response_started:
             return
-        headers = [*self.server_state.default_headers, *refusal.raw_headers]
-        headers.append((b"connection", b"close"))
-        status = HTTPStatus(refusal.status_code)
-        lines = [b"HTTP/1.1 %d %b" % (status, status.phrase.encode())]
-        lines += [b"%b: %b" % header for header in headers]
-        self.transport.write(b"\r\n".join([*lines, b"", refusal.body]))
+        common = header_lines([*self.server_state.default_headers, (b"connection", b"close")])
+        self.transport.write(b"".join(encoded(refusal, common)))
 
     def _close(self) -> None:
         """Close in order, or without it where the client does not take what is left for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -57,9 +58,9 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def preferred_wait_s(scope: Scope) -> float:
+def preferred_wait_s(headers: Iterable[tuple[bytes, bytes]]) -> float:
     """Read ``Prefer: wait=S`` (RFC 7240, 4.3); 0 where there is none."""
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"prefer" and (match := _PREFER_WAIT.search(_QUOTED_TEXT.sub(b'""', value))):
             return float(match[1])
     return 0.0

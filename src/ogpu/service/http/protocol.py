@@ -9,8 +9,11 @@ that the limits of the transport's buffer hold.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any, cast
 
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _COALESCED_BYTES = 16 * 1024
@@ -49,6 +52,16 @@ class _CoalescingTransport:
         """Drop what is written from now on: uvicorn goes on answering pipelined requests."""
         self._is_lost = True
 
+    def write_now(self, parts: list[bytes]) -> None:
+        """Write without waiting for the end of the step: it is a whole answer."""
+        self._flush()
+        if self._is_lost:
+            return
+        if len(parts) == 1:
+            self._transport.write(parts[0])
+        else:
+            self._transport.writelines(parts)
+
     def _flush(self) -> None:
         kept, self._kept = self._kept, []
         if kept and not self._is_lost:
@@ -67,6 +80,10 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._coalescing = _CoalescingTransport(transport, self.loop)
         super().connection_made(cast("asyncio.Transport", self._coalescing))
 
+    def write_now(self, parts: list[bytes]) -> None:
+        """Write a whole answer."""
+        self._coalescing.write_now(parts)
+
     @property
     def is_deaf(self) -> bool:
         """True while the client does not take what is written for it."""
@@ -75,3 +92,29 @@ class OneWriteProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._coalescing.connection_lost()
         super().connection_lost(exc)
+
+
+Answer = Response | tuple[int, bytes]  # a status, and the JSON that goes with it
+
+
+def encoded(answer: Answer, common_lines: bytes) -> list[bytes]:
+    """Return an answer as it goes out; ``common_lines`` are header lines that all answers have."""
+    if isinstance(answer, tuple):
+        status, body = answer
+        own_lines = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+    else:
+        status, body = answer.status_code, bytes(answer.body)
+        own_lines = header_lines(answer.raw_headers)
+    head = b"%b%b%b\r\n" % (_STATUS_LINES[status], common_lines, own_lines)
+    return [head + body] if len(body) <= _COALESCED_BYTES else [head, body]
+
+
+def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return headers as they go out."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+}

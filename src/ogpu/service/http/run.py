@@ -1,7 +1,8 @@
 """``POST /run/{function}/{task_address}``: the hot path.
 
-Runs in the front. A plain ASGI endpoint: FastAPI's dependency machinery would cost more than all
-of this together.
+Runs in the front. A request that arrived whole is taken by ``begin``, without a coroutine (see
+``shortcut.py``); others, and those for which the disk must be asked, by a plain ASGI endpoint:
+FastAPI's dependency machinery would cost more than all of this together.
 
 1. Read the body, no more than OGPU_MAX_BODY_BYTES of it.
 2. Check the address, and the body with the input model; the bytes go on, the object is dropped.
@@ -12,6 +13,8 @@ of this together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -38,10 +41,65 @@ from .problem import (
     QUEUE_FULL,
     UNKNOWN_FUNCTION,
 )
+from .protocol import Answer
 from .tasks import task_json
-from .waiters import Waiters
+from .waiters import Waiters, Waiting
+from .whole import WholeRequest
 
-Answer = Response | tuple[int, bytes]
+Reply = Callable[[Answer], None]
+
+
+def accepted(address: str) -> Answer:
+    """Return the answer to a task whose row is on the disk."""
+    return 202, b'{"task_address":"%b","status":"accepted"}' % address.encode()
+
+
+class RunCall:
+    """One request whose task is queued, and whose answer is to come."""
+
+    __slots__ = ("_journal", "_refuse", "_reply", "_task", "_waiters", "_waiting")
+
+    def __init__(
+        self,
+        task: Task,
+        journal: Journal,
+        waiters: Waiters,
+        reply: Reply,
+        refuse: Callable[[str], Answer],
+    ) -> None:
+        self._task = task
+        self._journal = journal
+        self._waiters = waiters
+        self._reply: Reply | None = reply
+        self._refuse = refuse
+        self._waiting: Waiting | None = None
+
+    def begin(self, wait_s: float) -> None:
+        """Wait for the end of the task, or for its row only."""
+        if wait_s:
+            self._waiting = self._waiters.call(self._task, wait_s, self._on_waited)
+        else:
+            self._journal.when_stored(self._task, self._on_stored)
+
+    def leave(self) -> None:
+        """Give no answer: the client has gone. The task goes on."""
+        self._reply = None
+        if self._waiting is not None:
+            self._waiters.drop(self._waiting)
+
+    def _on_waited(self) -> None:
+        if self._task.state.is_terminal:
+            self._end((200, task_json(self._task)))
+        else:
+            self._journal.when_stored(self._task, self._on_stored)
+
+    def _on_stored(self, error: JournalError | None) -> None:
+        self._end(accepted(self._task.address) if error is None else self._refuse(str(error)))
+
+    def _end(self, answer: Answer) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            reply(answer)
 
 
 class RunEndpoint:
@@ -62,6 +120,27 @@ class RunEndpoint:
         self._journal = journal
         self._supervisor = supervisor
         self._waiters = waiters
+
+    def begin(self, address: str, request: WholeRequest, reply: Reply) -> Answer | RunCall | None:
+        """Take a request that arrived whole; None: it is one for the ASGI endpoint.
+
+        Returns:
+            The answer, or the call that will give it to ``reply``, later, unless it is left.
+        """
+        handler, body = self._handler, request.body
+        if handler is None or len(body) > self._max_body_bytes:
+            return None
+        known = self._journal.find_active(handler.name, address)
+        if known is not None or self._journal.may_be_undelivered(handler.name, address):
+            return None
+        refusal = check_address(address) or check_input(handler, body) or self._check_capacity()
+        if refusal is not None:
+            return refusal
+        task = self._journal.accept(handler.name, address, body, self._timeout_s)
+        self._supervisor.submit(task)
+        call = RunCall(task, self._journal, self._waiters, reply, self._unavailable)
+        call.begin(preferred_wait_s(request.headers))
+        return call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -98,13 +177,13 @@ class RunEndpoint:
             del body  # the journal's now, while this may wait for hours
             if isinstance(task, Response):
                 return task
-            wait_s = preferred_wait_s(scope)
+            wait_s = preferred_wait_s(scope["headers"])
             if wait_s and await self._waiters.wait(task, wait_s, receive):
                 return 200, task_json(task)
             await self._journal.stored(task)
         except JournalError as error:
             return self._unavailable(str(error))
-        return 202, b'{"task_address":"%b","status":"accepted"}' % address.encode()
+        return accepted(address)
 
     async def _read(
         self, handler: Handler, address: str, scope: Scope, receive: Receive
