@@ -154,6 +154,14 @@ class _BatchingHandler(_StreamHandler):
         except Exception:  # noqa: BLE001 - what logging handlers do: report, and let the caller go on
             self.handleError(record)
 
+    def write_lines(self, level: int, messages: list[str]) -> None:
+        """Write what a record of each message would be, and now."""
+        record = logger.makeRecord(logger.name, level, "", 0, "", (), None)
+        for message in messages:
+            record.msg = message
+            self._lines.append(self.format(record) + self.terminator)
+        self.flush()
+
     def use_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
         self.flush()
         self.loop = loop
@@ -226,6 +234,20 @@ def relay(level: int, text: str, slot: int, task_address: str | None) -> None:
         place = {"slot": slot, "task_address": task_address}
         record = logger.makeRecord(logger.name, level, "", 0, "%s", (text,), None, extra=place)
         _handler.handle(record)
+
+
+def log_successes(messages: list[str]) -> None:
+    """Log at SUCCESS, all at once, in the front.
+
+    Where nobody else looks at records, none is made for each: they cost 10 µs a task.
+    """
+    if not logger.isEnabledFor(SUCCESS_LEVEL):
+        return
+    if logger.handlers == [_handler] and not (logger.filters or _handler.filters or _sentry):
+        _handler.write_lines(SUCCESS_LEVEL, messages)
+        return
+    for message in messages:
+        logger.task_success("%s", message)
 
 
 def configure_worker(level: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from .journal import Journal
-from .logger import logger
+from .logger import log_successes, logger
 from .task import Task, TaskState
 
 _BATCH_S = 0.02
@@ -23,7 +23,7 @@ class EndReporter:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._succeeded: list[tuple[str, str]] = []
+        self._succeeded: list[str] = []
 
     def on_transition(self, task: Task) -> None:
         """Take notice of a transition."""
@@ -31,7 +31,9 @@ class EndReporter:
             case TaskState.SUCCEEDED:
                 if not self._succeeded:
                     self._loop.call_later(_BATCH_S, self.flush)
-                self._succeeded.append((task.address, task.function))
+                self._succeeded.append(
+                    f"[{task.address}] Function: `{task.function}` completed successfully"
+                )
             case TaskState.TIMED_OUT | TaskState.FAILED:
                 self.flush()
                 _report_failure(task)
@@ -44,8 +46,8 @@ class EndReporter:
     def flush(self) -> None:
         """Say what has not been said."""
         succeeded, self._succeeded = self._succeeded, []
-        for address, function in succeeded:
-            logger.task_success("[%s] Function: `%s` completed successfully", address, function)
+        if succeeded:
+            log_successes(succeeded)
 
 
 def _report_failure(task: Task) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -171,17 +172,18 @@ class Dispatcher:
         if timeout_s is not None:
             deadline_at = started_at.timestamp() + timeout_s
             deadline_s = slot.deadline_s = time.monotonic() + timeout_s
-            self._set_timer(slot, timeout_s)
+            if slot.deadline_timer is None or slot.rings_s > deadline_s:
+                self._set_timer(slot, timeout_s)
         slot.was_asked = False
         slot.given = len(tasks)
-        orders = [
-            self._order(task, deadline_at, deadline_s, more)
-            for more, task in zip(range(len(tasks) - 1, -1, -1), tasks, strict=True)
-        ]
-        slot.tasks = {order.run: task for (order, _), task in zip(orders, tasks, strict=True)}
+        orders = []
+        for more, task in zip(range(len(tasks) - 1, -1, -1), tasks, strict=True):
+            order = self._order(task, deadline_at, deadline_s, more)
+            orders.append(order)
+            slot.tasks[order[0].run] = task
         if self._batches.has(tasks[0].function):
             self._metrics.on_batch(tasks[0].function, len(tasks))
-        if not self._to_be_stored.isdisjoint([task.number for task in tasks]):
+        if self._to_be_stored and any(task.number in self._to_be_stored for task in tasks):
             self._to_be_stored.difference_update([task.number for task in tasks])
             process.orders_unread = True  # until they are sent
             self._background.run(self._send_when_stored(slot, process, orders, tasks))
@@ -245,9 +247,7 @@ class Dispatcher:
 
     @staticmethod
     def _stop_clock(slot: Slot) -> None:
-        if slot.deadline_timer is not None:
-            slot.deadline_timer.cancel()
-            slot.deadline_timer = None
+        slot.deadline_s = math.inf
 
     def finish(self, task: Task, outcome: Outcome, given: int = 1) -> None:
         """Record how a task ended; ``given``: how many ran together."""
@@ -260,11 +260,19 @@ class Dispatcher:
     # --- deadlines and cancels
 
     def _set_timer(self, slot: Slot, delay_s: float) -> None:
+        if slot.deadline_timer is not None:
+            slot.deadline_timer.cancel()
+        slot.rings_s = time.monotonic() + delay_s
         slot.deadline_timer = self._background.call_later(delay_s, self._on_deadline, slot)
 
     def _on_deadline(self, slot: Slot) -> None:
+        slot.deadline_timer = None
+        if not slot.tasks or slot.deadline_s == math.inf:
+            return
+        # It was set for an earlier task; or the loop's clock, which stands still during a step, has
+        # made it early.
         remaining_s = slot.deadline_s - time.monotonic()
-        if remaining_s > 0:  # the loop's clock stands still during a step, so its timers are early
+        if remaining_s > 0:
             self._set_timer(slot, remaining_s)
             return
         process = slot.process

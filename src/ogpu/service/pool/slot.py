@@ -6,6 +6,7 @@ Runs in the front, on its event loop; only the pool's own files move slots.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -94,8 +95,10 @@ class Slot:
     # Answers to others are late news.
     tasks: dict[int, Task] = field(default_factory=dict)
     given: int = 0  # how many tasks were given with the last order
-    deadline_s: float = 0.0  # of the running task, on the monotonic clock
+    deadline_s: float = math.inf  # of the running task, on the monotonic clock; inf: there is none
+    # One timer for many tasks: it rings at the deadline of an earlier one, and is set again.
     deadline_timer: asyncio.TimerHandle | None = None
+    rings_s: float = 0.0  # when it does, on the monotonic clock
     timer: asyncio.TimerHandle | None = None  # of a back-off, or of @init
     exit_reason: ExitReason | None = None  # of the worker that is leaving, once known
     recycle: ExitReason | None = None  # why its worker is to be replaced when that is possible
