@@ -74,6 +74,7 @@ def test_the_terminal_states_are_the_ones_of_the_design() -> None:
     terminal = {state.value for state in TERMINAL}
     assert terminal == {"succeeded", "failed", "timed_out", "cancelled", "expired"}
     assert set().union(*TRANSITIONS.values()) == set(TaskState)
+    assert [state for state in TaskState if not TRANSITIONS[state]] == TERMINAL
 
 
 class Body(Enum):

@@ -23,9 +23,15 @@ def test_a_whole_request_is_read() -> None:
     request = READER.read(a_request(b'{"a": 1}'))
     assert request == WholeRequest(
         b"/run/echo/a",
-        [(b"host", b"h"), (b"prefer", b"wait=5"), (b"content-length", b"8")],
+        {b"host": b"h", b"prefer": b"wait=5", b"content-length": b"8"},
         b'{"a": 1}',
     )
+
+
+def test_lines_of_one_name_are_one_value() -> None:
+    request = READER.read(HEAD + b"Prefer: a\r\nprefer: b\r\ncontent-length: 2\r\n\r\n{}")
+    assert request is not None
+    assert request.headers[b"prefer"] == b"wait=5, a, b"
 
 
 @pytest.mark.parametrize(

@@ -27,21 +27,18 @@ class EndReporter:
 
     def on_transition(self, task: Task) -> None:
         """Take notice of a transition."""
-        match task.state:
-            case TaskState.SUCCEEDED:
-                if not self._succeeded:
-                    self._loop.call_later(_BATCH_S, self.flush)
-                self._succeeded.append(
-                    f"[{task.address}] Function: `{task.function}` completed successfully"
-                )
-            case TaskState.TIMED_OUT | TaskState.FAILED:
-                self.flush()
-                _report_failure(task)
-            case TaskState.CANCELLED | TaskState.EXPIRED:
-                assert task.error is not None
-                logger.warning("[%s] %s", task.address, task.error.message)
-            case _:
-                pass
+        if task.state is TaskState.SUCCEEDED:
+            if not self._succeeded:
+                self._loop.call_later(_BATCH_S, self.flush)
+            self._succeeded.append(
+                f"[{task.address}] Function: `{task.function}` completed successfully"
+            )
+        elif task.state in (TaskState.TIMED_OUT, TaskState.FAILED):
+            self.flush()
+            _report_failure(task)
+        elif task.state.is_terminal:
+            assert task.error is not None
+            logger.warning("[%s] %s", task.address, task.error.message)
 
     def flush(self) -> None:
         """Say what has not been said."""

@@ -29,10 +29,11 @@ class TaskState(str, Enum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
 
-    @property
-    def is_terminal(self) -> bool:
-        """True when nothing can follow."""
-        return not TRANSITIONS[self]
+    is_terminal: bool  # nothing can follow
+
+    def __init__(self, value: str) -> None:
+        # Not a property, nor looked up in TRANSITIONS: it is asked ten times a task.
+        self.is_terminal = value not in ("queued", "running")
 
 
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {

@@ -53,8 +53,9 @@ class Rooms:
     waiters: Waiters
 
 
-# A path that says what it means: no query, no escapes.
-_PLAIN = re.compile(rb"[A-Za-z0-9._:/-]+")
+# A path that says what it means, without a query or escapes. An address that is none is answered
+# by the endpoint.
+_PATH = re.compile(rb"/run/(\w+)/([A-Za-z0-9._:-]+)")
 
 
 class Application:
@@ -79,13 +80,15 @@ class Application:
 
     def begin(self, request: WholeRequest, reply: Reply) -> Answer | RunCall | None:
         """Take a POST to ``/run`` that arrived whole (``RunEndpoint.begin``); None: call this."""
-        if self._key is not None and not self._key.is_brought(request.headers):
+        if self._key is not None and not self._key.is_in(
+            request.headers.get(b"authorization", b"")
+        ):
             return None
-        parts = request.target.split(b"/")
-        if len(parts) != 4 or not _PLAIN.fullmatch(request.target):
+        match = _PATH.fullmatch(request.target)
+        endpoint = None if match is None else self._endpoints.get(match[1].decode())
+        if match is None or endpoint is None:
             return None
-        endpoint = self._endpoints.get(parts[2].decode())
-        return None if endpoint is None else endpoint.begin(parts[3].decode(), request, reply)
+        return endpoint.begin(match[2].decode(), request, reply)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._key is not None and scope["type"] == "http":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
 
 from starlette.responses import Response
 from starlette.types import Scope
@@ -23,7 +22,7 @@ class KeyCheck:
 
     def refusal(self, scope: Scope) -> Response | None:
         """Return the answer to a request that may not come in; None: it may."""
-        if scope["path"] in OPEN_PATHS or self.is_brought(scope["headers"]):
+        if scope["path"] in OPEN_PATHS or self.is_in(_brought(scope)):
             return None
         response = UNAUTHORIZED.response(
             "Send `Authorization: Bearer` and the value of OGPU_API_KEY."
@@ -31,9 +30,16 @@ class KeyCheck:
         response.headers["www-authenticate"] = 'Bearer realm="ogpu-service"'
         return response
 
-    def is_brought(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Tell whether a request brings the key."""
-        for name, value in headers:
-            if name == b"authorization" and value[: len(_SCHEME)].lower() == _SCHEME:
-                return hmac.compare_digest(value[len(_SCHEME) :].strip(), self._key)
-        return False
+    def is_in(self, authorization: bytes) -> bool:
+        """Tell whether the value of ``Authorization`` is the key."""
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
+            return False
+        return hmac.compare_digest(authorization[len(_SCHEME) :].strip(), self._key)
+
+
+def _brought(scope: Scope) -> bytes:
+    """Return the first bearer token's line."""
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[: len(_SCHEME)].lower() == _SCHEME:
+            return bytes(value)
+    return b""

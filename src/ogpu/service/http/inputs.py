@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -58,12 +58,16 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def preferred_wait_s(headers: Iterable[tuple[bytes, bytes]]) -> float:
-    """Read ``Prefer: wait=S`` (RFC 7240, 4.3); 0 where there is none."""
-    for name, value in headers:
-        if name == b"prefer" and (match := _PREFER_WAIT.search(_QUOTED_TEXT.sub(b'""', value))):
-            return float(match[1])
-    return 0.0
+@functools.lru_cache(maxsize=64)  # a client says the same with each request
+def preferred_wait_s(prefer: bytes) -> float:
+    """Read ``wait=S`` out of the value of ``Prefer`` (RFC 7240, 4.3); 0 where there is none."""
+    match = _PREFER_WAIT.search(_QUOTED_TEXT.sub(b'""', prefer))
+    return 0.0 if match is None else float(match[1])
+
+
+def header_value(scope: Scope, name: bytes) -> bytes:
+    """Return the values of all lines with that name as one (RFC 9110, 5.3)."""
+    return b", ".join(value for key, value in scope["headers"] if key == name)
 
 
 def check_address(address: str) -> Response | None:

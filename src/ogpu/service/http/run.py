@@ -29,6 +29,7 @@ from .inputs import (
     DisconnectedError,
     check_address,
     check_input,
+    header_value,
     preferred_wait_s,
     read_body,
     same_input,
@@ -139,7 +140,7 @@ class RunEndpoint:
         task = self._journal.accept(handler.name, address, body, self._timeout_s)
         self._supervisor.submit(task)
         call = RunCall(task, self._journal, self._waiters, reply, self._unavailable)
-        call.begin(preferred_wait_s(request.headers))
+        call.begin(preferred_wait_s(request.headers.get(b"prefer", b"")))
         return call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,7 +178,7 @@ class RunEndpoint:
             del body  # the journal's now, while this may wait for hours
             if isinstance(task, Response):
                 return task
-            wait_s = preferred_wait_s(scope["headers"])
+            wait_s = preferred_wait_s(header_value(scope, b"prefer"))
             if wait_s and await self._waiters.wait(task, wait_s, receive):
                 return 200, task_json(task)
             await self._journal.stored(task)

@@ -1,13 +1,15 @@
 """Requests that wait for the end of a task. Runs in the front.
 
-A time-out is up to TICK_S late: those that fall into the same tick share one timer, since a timer
-for each request, which is nearly always called off, cost more than all the rest of waiting.
+One timer serves all of them, since a timer for each, which is nearly always called off, cost more
+than all the rest of waiting. It looks at those who wait no oftener than every LOOK_S, so a time-out
+may be that late.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import Callable
 
 from starlette.types import Receive
@@ -16,22 +18,19 @@ from ..ending import end_all
 from ..task import Task
 from .inputs import DisconnectedError
 
-TICK_S = 0.02
+LOOK_S = 0.02
 
 
 class Waiting:
     """One request that waits; it is over when it was let go, or dropped."""
 
-    __slots__ = ("is_over", "number", "then", "tick")
+    __slots__ = ("is_over", "limit_s", "number", "then")
 
-    def __init__(self, number: int, then: Callable[[], None], tick: int) -> None:
+    def __init__(self, number: int, then: Callable[[], None], limit_s: float) -> None:
         self.number = number
         self.then = then
-        self.tick = tick
+        self.limit_s = limit_s  # on the loop's clock
         self.is_over = False
-
-
-_Set = dict[Waiting, None]  # in their order
 
 
 class Waiters:
@@ -39,24 +38,22 @@ class Waiters:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._by_number: dict[int, _Set] = {}
-        self._by_tick: dict[int, _Set] = {}
+        self._waiting: dict[int, list[Waiting]] = {}  # by the number of the task
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_tick = 0
+        self._rings_s = math.inf
 
     def on_transition(self, task: Task) -> None:
-        if task.number in self._by_number and task.state.is_terminal:
+        if task.number in self._waiting and task.state.is_terminal:
             self.wake(task)
 
     def wake(self, task: Task) -> None:
         """Let the requests go on that wait for a task."""
-        for waiting in list(self._by_number.get(task.number, ())):
+        for waiting in self._waiting.get(task.number, [])[:]:
             self._let_go(waiting)
 
     def release(self) -> None:
         """Let every request go on now: the service ends before their tasks do."""
-        for waiting in [one for many in self._by_number.values() for one in many]:
-            self._let_go(waiting)
+        self._let_go_until(math.inf)
 
     def call(self, task: Task, timeout_s: float, then: Callable[[], None]) -> Waiting:
         """Have ``then`` called at a task's end, or after so long, or when all are released.
@@ -65,12 +62,10 @@ class Waiters:
         """
         if task.state.is_terminal:
             timeout_s = 0.0
-        tick = int((self._loop.time() + timeout_s) / TICK_S) + 1
-        waiting = Waiting(task.number, then, tick)
-        self._by_number.setdefault(task.number, {})[waiting] = None
-        self._by_tick.setdefault(tick, {})[waiting] = None
-        if self._timer is None or tick < self._timer_tick:
-            self._set_timer(tick)
+        waiting = Waiting(task.number, then, self._loop.time() + timeout_s)
+        self._waiting.setdefault(task.number, []).append(waiting)
+        if waiting.limit_s < self._rings_s:
+            self._set_timer(waiting.limit_s)
         return waiting
 
     def drop(self, waiting: Waiting) -> None:
@@ -78,8 +73,10 @@ class Waiters:
         if waiting.is_over:
             return
         waiting.is_over = True
-        _remove(self._by_number, waiting.number, waiting)
-        _remove(self._by_tick, waiting.tick, waiting)
+        same_task = self._waiting[waiting.number]
+        same_task.remove(waiting)
+        if not same_task:
+            del self._waiting[waiting.number]
 
     async def wait(self, task: Task, timeout_s: float, receive: Receive) -> bool:
         """Wait for a task's end, for so long at most; return whether it has ended.
@@ -106,28 +103,26 @@ class Waiters:
             self.drop(waiting)
             waiting.then()
 
-    def _set_timer(self, tick: int) -> None:
+    def _let_go_until(self, limit_s: float) -> None:
+        """Let those go whose time is over by then."""
+        everyone = [one for many in self._waiting.values() for one in many]
+        for waiting in everyone:
+            if waiting.limit_s <= limit_s:
+                self._let_go(waiting)
+
+    def _set_timer(self, at_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_tick = tick
-        self._timer = self._loop.call_at(tick * TICK_S, self._on_timer)
+        self._rings_s = at_s
+        self._timer = self._loop.call_at(at_s, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        due = [tick for tick in self._by_tick if tick * TICK_S <= now]
-        for waiting in [one for tick in due for one in self._by_tick[tick]]:
-            self._let_go(waiting)
-        if self._by_tick:
-            self._set_timer(min(self._by_tick))
-
-
-def _remove(sets: dict[int, _Set], key: int, waiting: Waiting) -> None:
-    """Take a request out of a set, and the set away when it is empty."""
-    members = sets[key]
-    del members[waiting]
-    if not members:
-        del sets[key]
+        self._timer, self._rings_s = None, math.inf
+        now_s = self._loop.time()
+        self._let_go_until(now_s)
+        if self._waiting:
+            first_s = min(one.limit_s for many in self._waiting.values() for one in many)
+            self._set_timer(max(first_s, now_s + LOOK_S))
 
 
 async def _leave(receive: Receive) -> None:

@@ -6,16 +6,19 @@ cannot take in one go is left to the connection's own parser, with the bytes as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import httptools
 
-Headers = list[tuple[bytes, bytes]]
+Headers = dict[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class WholeRequest:
-    """A request of HTTP/1.1 on a connection that is kept alive; names of headers in lower case."""
+class WholeRequest(NamedTuple):
+    """A request of HTTP/1.1 on a connection that is kept alive.
+
+    Names of headers are in lower case; of several lines with one name the values are one, with
+    commas between them (RFC 9110, 5.3).
+    """
 
     target: bytes
     headers: Headers
@@ -27,7 +30,7 @@ class WholeReader:
 
     Example:
         >>> WholeReader().read(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        WholeRequest(target=b'/', headers=[(b'host', b'x')], body=b'')
+        WholeRequest(target=b'/', headers={b'host': b'x'}, body=b'')
     """
 
     def __init__(self) -> None:
@@ -36,22 +39,21 @@ class WholeReader:
     def read(self, data: bytes) -> WholeRequest | None:
         """Return the request that ``data`` is; None: it is less, or more, or an unusual one."""
         self._begun = self._ended = 0
-        self._target = b""
-        self._headers: Headers = []
-        self._body: list[bytes] = []
+        self._target = self._body = b""
+        self._headers: Headers = {}
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._renew()
             return None
-        if self._begun != 1 or self._ended != 1 or not self._is_usual:
+        is_one = self._begun == self._ended == 1
+        if not is_one or not self._is_kept or b"expect" in self._headers:
             self._renew()
             return None
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        return WholeRequest(self._target, self._headers, body)
+        return WholeRequest(self._target, self._headers, self._body)
 
     def _renew(self) -> None:
-        self._is_usual = False
+        self._is_kept = False
         self._parser = httptools.HttpRequestParser(self)
 
     # --- what the parser calls
@@ -63,18 +65,15 @@ class WholeReader:
         self._target += target
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        parser = self._parser
-        self._is_usual = (
-            parser.should_keep_alive()
-            and parser.get_http_version() == "1.1"
-            and all(name != b"expect" for name, _ in self._headers)
-        )
+        name = name.lower()
+        if name in self._headers:
+            value = b"%b, %b" % (self._headers[name], value)
+        self._headers[name] = value
 
     def on_body(self, part: bytes) -> None:
-        self._body.append(part)
+        self._body = self._body + part if self._body else part
 
     def on_message_complete(self) -> None:
         self._ended += 1
+        parser = self._parser
+        self._is_kept = parser.should_keep_alive() and parser.get_http_version() == "1.1"

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import takewhile
 
 from ..config import Settings
-from ..handler import Handler
+from ..handler import Batching, Handler
 from ..task import Task
 from .background import Background
 from .queue import TaskQueue
@@ -50,7 +50,10 @@ class Batches:
     def take(self) -> list[Task]:
         """Take the tasks that run next, all of one function; none: there are none, for now."""
         for first in self._queue.heads():
-            together = self._with(first)
+            batching = self._batchings.get(first.function)
+            if batching is None or self._is_suspect(first):
+                return self._queue.take([first])
+            together = self._with(first, batching)
             if together:
                 return self._queue.take(together)
         return []
@@ -71,11 +74,8 @@ class Batches:
         """Take notice that a task has ended."""
         self._suspects.discard(task.number)
 
-    def _with(self, first: Task) -> list[Task]:
+    def _with(self, first: Task, batching: Batching) -> list[Task]:
         """Return a task and those that run with it; none: it waits for others."""
-        batching = self._batchings.get(first.function)
-        if batching is None or self._is_suspect(first):
-            return [first]
         waiting = self._queue.first_of(first.function, batching.size)
         most = min(batching.size, self._queue_size)  # more are not accepted
         if len(waiting) < most and not self._is_last:

@@ -69,6 +69,8 @@ class WorkerOutput:
 
     def tail(self) -> str | None:
         """Return the last lines since the task began."""
+        if not self._kept and not self._partial:
+            return None
         lines = [*self._kept, self._partial] if self._partial else self._kept
         parts: deque[str] = deque(maxlen=KEPT_LINES)
         for line in lines:
