@@ -19,6 +19,7 @@ from support.raw_client import (
     has_answer,
     is_closed,
     read_answer,
+    refusal,
     request,
     waiting_request,
 )
@@ -108,6 +109,26 @@ def test_the_same_task_is_joined(start_server: StartServer, tmp_path: Path) -> N
         assert not has_answer(second, 0.1)
         go.touch()
         assert read_answer(first).json["attempt"] == read_answer(second).json["attempt"] == 1
+
+
+def test_a_body_that_arrives_later_is_waited_for(start_server: StartServer) -> None:
+    """Cut anywhere, and with the next request right behind it; its time and size are limited."""
+    server = start_server(OGPU_REQUEST_TIMEOUT=1, OGPU_MAX_BODY_BYTES=1_000_000)
+    body = b'{"text": "%b"}' % (b"x" * 500_000)
+    with connect(server) as client:
+        for cut in (-1, -7, -499_999, -len(body)):
+            whole = request(f"later{cut}", body)
+            client.sendall(whole[:cut])
+            assert not has_answer(client, 0.1)
+            client.sendall(whole[cut:] + request(f"behind{cut}"))
+            assert len(read_answer(client).json["result"]["text"]) == 500_000
+            assert read_answer(client).json["task_address"] == f"behind{cut}"
+        client.sendall(request("never", body)[:-1])
+        refusal(client, 408, "request-timeout")
+    with connect(server) as client:
+        head, _, _ = request("large", b"{}").partition(b"\r\n\r\n")
+        client.sendall(head.replace(b"length: 2", b"length: 1000001") + b"\r\n\r\n{")
+        assert read_answer(client).status == 413
 
 
 @pytest.mark.parametrize("piece", [1, 10_000])

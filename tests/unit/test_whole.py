@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ogpu.service.http.whole import WholeReader, WholeRequest
+from ogpu.service.http.whole import BegunRequest, WholeReader, WholeRequest
 
 HEAD = b"POST /run/echo/a HTTP/1.1\r\nHost: h\r\nPrefer: wait=5\r\n"
 READER = WholeReader()  # one for all tests: what one leaves behind must not reach the next
@@ -30,7 +30,7 @@ def test_a_whole_request_is_read() -> None:
 
 def test_lines_of_one_name_are_one_value() -> None:
     request = READER.read(HEAD + b"Prefer: a\r\nprefer: b\r\ncontent-length: 2\r\n\r\n{}")
-    assert request is not None
+    assert isinstance(request, WholeRequest)
     assert request.headers[b"prefer"] == b"wait=5, a, b"
 
 
@@ -54,30 +54,50 @@ def test_lines_of_one_name_are_one_value() -> None:
 def test_what_is_unusual_is_left_alone(data: bytes) -> None:
     """And spoils nothing for the next request of another connection."""
     assert READER.read(data) is None
-    assert READER.read(a_request(b"{}")) is not None
+    assert isinstance(READER.read(a_request(b"{}")), WholeRequest)
 
 
 def test_a_chunked_body_may_be_whole_as_well() -> None:
     data = HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"
     request = READER.read(data)
-    assert request is not None
+    assert isinstance(request, WholeRequest)
     assert request.body == b"{}"
 
 
 @given(st.text(), st.data())
-def test_any_part_of_a_request_is_not_whole(text: str, data: st.DataObject) -> None:
-    """Wherever the kernel cuts it; and after that another one is read as ever."""
+def test_what_is_missing_of_a_body_is_told(text: str, data: st.DataObject) -> None:
+    """Wherever the kernel cuts it: in the head nothing is known, after it how much is to come."""
     body = json.dumps({"text": text}).encode()
     whole = a_request(body)
     cut = data.draw(st.integers(0, len(whole) - 1))
-    assert READER.read(whole[:cut]) is None
-    request = READER.read(whole)
-    assert request is not None
+    head_bytes = len(whole) - len(body)
+    begun = READER.read(whole[:cut])
+    if cut < head_bytes:
+        assert begun is None
+    else:
+        assert isinstance(begun, BegunRequest)
+        assert begun.body == body[: cut - head_bytes]
+        assert begun.missing == len(whole) - cut
+    request = READER.read(whole)  # and nothing of it is left in the parser
+    assert isinstance(request, WholeRequest)
     assert request.body == body
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{",
+        HEAD + b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n{",
+        HEAD + b"connection: close\r\ncontent-length: 2\r\n\r\n{",
+        HEAD + b"content-length: 9999999999999999999\r\n\r\n{",
+    ],
+)
+def test_a_beginning_that_is_unusual_is_left_alone(head: bytes) -> None:
+    assert READER.read(head) is None
 
 
 @given(st.binary(max_size=300))
 def test_garbage_raises_nothing(garbage: bytes) -> None:
     READER.read(garbage)
     READER.read(HEAD + garbage)
-    assert READER.read(a_request(b"{}")) is not None
+    assert isinstance(READER.read(a_request(b"{}")), WholeRequest)

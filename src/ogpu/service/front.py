@@ -239,7 +239,7 @@ def _make_server(app: Application, settings: Settings) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
-            http=shortcut_protocol(limits, app.begin),
+            http=shortcut_protocol(limits, app),
             ws="none",
             lifespan="off",
             log_config=None,

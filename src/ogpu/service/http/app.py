@@ -35,7 +35,7 @@ from .protocol import Answer
 from .run import Reply, RunCall, RunEndpoint
 from .tasks import TaskCalls, TaskFinder
 from .waiters import Waiters
-from .whole import WholeRequest
+from .whole import BegunRequest, Headers, WholeRequest
 
 if TYPE_CHECKING:
     from ..outbox.outbox import Outbox
@@ -78,17 +78,25 @@ class Application:
         self._unknown = unknown
         self._key = key
 
+    def expects(self, begun: BegunRequest) -> bool:
+        """Tell whether the rest of a POST to ``/run`` is wanted; else it is answered early."""
+        found = self._find(begun.target, begun.headers)
+        return found is not None and found[0].has_room_for(len(begun.body) + begun.missing)
+
     def begin(self, request: WholeRequest, reply: Reply) -> Answer | RunCall | None:
         """Take a POST to ``/run`` that arrived whole (``RunEndpoint.begin``); None: call this."""
-        if self._key is not None and not self._key.is_in(
-            request.headers.get(b"authorization", b"")
-        ):
+        found = self._find(request.target, request.headers)
+        return None if found is None else found[0].begin(found[1], request, reply)
+
+    def _find(self, target: bytes, headers: Headers) -> tuple[RunEndpoint, str] | None:
+        """Return the endpoint and the address; None: it is one for the long way."""
+        if self._key is not None and not self._key.is_in(headers.get(b"authorization", b"")):
             return None
-        match = _PATH.fullmatch(request.target)
-        endpoint = None if match is None else self._endpoints.get(match[1].decode())
-        if match is None or endpoint is None:
+        match = _PATH.fullmatch(target)
+        if match is None:
             return None
-        return endpoint.begin(match[2].decode(), request, reply)
+        endpoint = self._endpoints.get(match[1].decode())
+        return None if endpoint is None else (endpoint, match[2].decode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._key is not None and scope["type"] == "http":

@@ -131,8 +131,7 @@ class LimitedProtocol(OneWriteProtocol):
 
     def on_message_begin(self) -> None:
         OneWriteProtocol.on_message_begin(self)
-        self._since = self.loop.time()
-        self._has_begun = True
+        self.begin_arriving()
 
     def on_headers_complete(self) -> None:
         OneWriteProtocol.on_headers_complete(self)
@@ -166,6 +165,15 @@ class LimitedProtocol(OneWriteProtocol):
             or self.flow.write_paused
             or self.transport.is_closing()
         )
+
+    def begin_arriving(self) -> None:
+        """Take notice that a request has begun to arrive."""
+        self._since = self.loop.time()
+        self._has_begun = True
+
+    def end_arriving(self) -> None:
+        """Take notice that it is there."""
+        self._has_begun = False
 
     def begin_answering(self) -> None:
         """Take notice that a request has arrived."""

@@ -122,6 +122,10 @@ class RunEndpoint:
         self._supervisor = supervisor
         self._waiters = waiters
 
+    def has_room_for(self, body_bytes: int) -> bool:
+        """Tell whether a body may be that long."""
+        return body_bytes <= self._max_body_bytes
+
     def begin(self, address: str, request: WholeRequest, reply: Reply) -> Answer | RunCall | None:
         """Take a request that arrived whole; None: it is one for the ASGI endpoint.
 
@@ -129,7 +133,7 @@ class RunEndpoint:
             The answer, or the call that will give it to ``reply``, later, unless it is left.
         """
         handler, body = self._handler, request.body
-        if handler is None or len(body) > self._max_body_bytes:
+        if handler is None or not self.has_room_for(len(body)):
             return None
         known = self._journal.find_active(handler.name, address)
         if known is not None or self._journal.may_be_undelivered(handler.name, address):

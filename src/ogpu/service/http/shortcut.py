@@ -1,9 +1,10 @@
-"""The short way to ``/run``: a request that arrived whole is answered without a coroutine.
+"""The short way to ``/run``: a request is taken and answered without a coroutine.
 
 Runs in the front. An asyncio task, a cycle of ASGI messages and two events for each request are
 most of what an HTTP framework costs: 60 of 70 µs (one CPU, a handler that does nothing).
 
 1. The connection rests, and what arrives starts with ``POST /run/``: it is parsed (``whole.py``).
+   Where some of the body is missing, that is gathered, under the same limits as on the long way.
 2. It is all there and nothing unusual: the endpoint takes it, and answers now or later. Whatever is
    not for this way goes to uvicorn's protocol, with the same bytes, before anything has happened.
 3. What the client sends before it has its answer waits, and is not read any further.
@@ -12,23 +13,32 @@ most of what an HTTP framework costs: 60 of 70 µs (one CPU, a handler that does
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from .clients import ClientLimits, Clients, LimitedProtocol
 from .protocol import Answer, OneWriteProtocol, encoded, header_lines
 from .run import Reply, RunCall
-from .whole import WholeReader, WholeRequest
+from .whole import BegunRequest, WholeReader, WholeRequest
 
-Begin = Callable[[WholeRequest, Reply], Answer | RunCall | None]
+
+class Takes(Protocol):
+    """Who takes requests (``Application``)."""
+
+    def expects(self, begun: BegunRequest) -> bool:
+        """Tell whether the rest of a request is wanted; it is not where it will be refused."""
+
+    def begin(self, request: WholeRequest, reply: Reply) -> Answer | RunCall | None:
+        """Take a request (``RunEndpoint.begin``); None: it is one for the long way."""
+
 
 _START = b"POST /run/"
 
 
 class Shortcut:
-    """What the connections of a server share: the way to the endpoints, a parser, a few lines."""
+    """What the connections of a server share: who takes requests, a parser, a few lines."""
 
-    def __init__(self, begin: Begin) -> None:
-        self.begin = begin
+    def __init__(self, application: Takes) -> None:
+        self.application = application
         self.reader = WholeReader()
         self._headers: list[tuple[bytes, bytes]] = []
         self._lines = b""
@@ -40,21 +50,44 @@ class Shortcut:
         return self._lines
 
 
-def shortcut_protocol(limits: ClientLimits, begin: Begin) -> type[OneWriteProtocol]:
+def shortcut_protocol(limits: ClientLimits, application: Takes) -> type[OneWriteProtocol]:
     """Return the protocol class of a server, for uvicorn to instantiate."""
 
     class Served(ShortcutProtocol):
         clients = Clients(limits)
-        shortcut = Shortcut(begin)
+        shortcut = Shortcut(application)
 
     return Served
+
+
+class _Gathering:
+    """A request whose body is arriving."""
+
+    def __init__(self, head: bytes, begun: BegunRequest) -> None:
+        self.head = head
+        self._begun = begun
+        self._parts = [begun.body]
+        self._missing = begun.missing
+
+    def add(self, data: bytes) -> tuple[WholeRequest, bytes] | None:
+        """Take what has arrived; return the request, once it is whole, and what came after it."""
+        self._missing -= len(data)
+        self._parts.append(data)
+        if self._missing > 0:
+            return None
+        rest = b""
+        if self._missing < 0:
+            self._parts[-1], rest = data[: self._missing], data[self._missing :]
+        target, headers, _, _ = self._begun
+        return WholeRequest(target, headers, b"".join(self._parts)), rest
 
 
 class ShortcutProtocol(LimitedProtocol):
     """uvicorn's protocol with a short way."""
 
     shortcut: Shortcut
-    _is_taken = False  # a request is being answered here
+    _gathering: _Gathering | None = None  # a request whose body is arriving
+    _is_taken = False  # one that is being answered here
     _call: RunCall | None = None
     _held = b""  # what came before its answer had gone
     _rests_since = 0.0
@@ -64,6 +97,8 @@ class ShortcutProtocol(LimitedProtocol):
         if self._is_taken or self._held:
             self._held += data
             self.transport.pause_reading()
+        elif self._gathering is not None and self._refusal is None:
+            self._gather(self._gathering, data)
         elif not (data.startswith(_START) and self.is_resting and self._take(data)):
             LimitedProtocol.data_received(self, data)
 
@@ -74,10 +109,34 @@ class ShortcutProtocol(LimitedProtocol):
         super().connection_lost(exc)
 
     def _take(self, data: bytes) -> bool:
+        """Take a request, or the beginning of one; return False where it is not for this way."""
         request = self.shortcut.reader.read(data)
-        if request is None or len(data) - len(request.body) > self.clients.max_header_bytes:
+        if request is None:
             return False
-        begun = self.shortcut.begin(request, self._reply)
+        head_bytes = len(data) - len(request.body)
+        if head_bytes > self.clients.max_header_bytes:
+            return False
+        if isinstance(request, WholeRequest):
+            return self._begin(request)
+        if not self.shortcut.application.expects(request):
+            return False
+        self._gathering = _Gathering(data[:head_bytes], request)
+        self.begin_arriving()
+        return True
+
+    def _gather(self, gathering: _Gathering, data: bytes) -> None:
+        whole = gathering.add(data)
+        if whole is None:
+            return
+        request, self._held = whole
+        self._gathering = None
+        self.end_arriving()
+        if not self._begin(request):
+            held, self._held = self._held, b""
+            LimitedProtocol.data_received(self, gathering.head + request.body + held)
+
+    def _begin(self, request: WholeRequest) -> bool:
+        begun = self.shortcut.application.begin(request, self._reply)
         if begun is None:
             return False
         self._is_taken = True
@@ -114,7 +173,7 @@ class ShortcutProtocol(LimitedProtocol):
         """Close a connection that rests; one timer for many requests, so it may be too early."""
         self.timeout_keep_alive_task = None
         left_s = self._rests_since + self.timeout_keep_alive - self.loop.time()
-        if self._is_taken:
+        if self._is_taken or self._gathering is not None:
             return  # its answer starts the clock again
         if left_s > 0:
             self._watch_rest(left_s)
@@ -125,7 +184,7 @@ class ShortcutProtocol(LimitedProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(left_s, self.timeout_keep_alive_handler)
 
     def shutdown(self) -> None:
-        if self._is_taken:
+        if self._is_taken or self._gathering is not None:
             self._is_last = True
         else:
             super().shutdown()
