@@ -66,6 +66,11 @@ def test_a_source_may_choose_any_level_of_its_logger(
         ("OGPU_LOG_FORMAT", "xml"),
         ("CALLBACK_URL", "ftp://example.org"),
         ("CALLBACK_URL", "nowhere"),
+        ("CALLBACK_URL", "http://:80/x"),
+        ("CALLBACK_URL", "http://host:0/x"),
+        ("CALLBACK_URL", "http://host:port/x"),
+        ("CALLBACK_URL", "http://two..dots/x"),
+        ("OGPU_FAILURE_CALLBACK_URL", "https://host:99999/x"),
     ],
 )
 def test_an_invalid_setting_is_refused_by_the_name_of_its_variable(

@@ -16,6 +16,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal, cast
+from urllib.parse import urlsplit
 
 from dotenv import load_dotenv
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
@@ -172,6 +173,7 @@ class Settings(BaseSettings):
     )
     callback_url: str | None = Field(
         default_factory=lambda: CALLBACK_URL or None,
+        validate_default=True,
         validation_alias=AliasChoices("CALLBACK_URL", "callback_url"),
         pattern=r"^https?://",
         description="results go to {CALLBACK_URL}/{task_address}",
@@ -220,6 +222,13 @@ class Settings(BaseSettings):
         if secret is not None:
             signing_keys(secret)
         return secret
+
+    @field_validator("callback_url", "failure_callback_url")
+    @classmethod
+    def _names_a_host(cls, url: str | None) -> str | None:
+        if url is not None:
+            host_and_port(url)
+        return url
 
     @field_validator("api_key", mode="before")
     @classmethod
@@ -271,6 +280,24 @@ def signing_keys(secret: SecretStr) -> list[bytes]:
     if not all(keys) or not keys:
         raise ValueError("empty; make one with: openssl rand -base64 32")
     return keys
+
+
+def host_and_port(url: str) -> tuple[str, int]:
+    """Return the host that a URL of a receiver names, in ASCII, and its port.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    try:
+        parts = urlsplit(url)
+        # In a URL the % before the zone of an IPv6 address is written %25 (RFC 6874).
+        host = (parts.hostname or "").replace("%25", "%").encode("idna").decode()
+        port = (443 if parts.scheme == "https" else 80) if parts.port is None else parts.port
+    except ValueError:  # which may quote a part of a password
+        host, port = "", 0
+    if not host or not port:
+        raise ValueError("no host, or no port, that can be read (in a password / ? # are %2F …)")
+    return host, port
 
 
 def variable_of(field_name: str) -> str:
