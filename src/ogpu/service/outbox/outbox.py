@@ -17,12 +17,11 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-import aiohttp
-
 from ..config import Settings, signing_keys
 from ..journal import DeliveryUpdate, Journal, Lane
 from ..metrics import Metrics
 from ..task import CallbackState, Task
+from .client import Client
 from .lane import LaneCarriers
 from .post import Sender
 from .receivers import lanes_of
@@ -42,26 +41,24 @@ class Outbox:
 
     def __init__(self, settings: Settings, journal: Journal, metrics: Metrics) -> None:
         self._journal = journal
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # the carriers are the limit
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # what a receiver answers is read to its end, and dropped
-            timeout=aiohttp.ClientTimeout(total=settings.callback_timeout),
-        )
         secret = settings.callback_secret
         keys = [] if secret is None else signing_keys(secret)
         self._changed = asyncio.Event()
+        self._senders = {
+            lane: Sender(Client(url, settings.callback_timeout), keys)
+            for lane, url in lanes_of(settings).items()
+        }
         self._lanes: Mapping[Lane, LaneCarriers] = {
             lane: LaneCarriers(
                 lane,
-                Sender(self._session, url, keys),
+                sender,
                 journal,
                 metrics,
                 _CARRIERS[lane],
                 self._on_failed,
                 self._changed.set,
             )
-            for lane, url in lanes_of(settings).items()
+            for lane, sender in self._senders.items()
         }
 
     def start(self) -> None:
@@ -103,7 +100,8 @@ class Outbox:
         """Stop delivering."""
         for lane in self._lanes.values():
             await lane.stop()
-        await self._session.close()
+        for sender in self._senders.values():
+            await sender.close()
 
     def _has_work(self) -> bool:
         if not self._journal.durable:

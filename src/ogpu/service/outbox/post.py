@@ -12,7 +12,6 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import io
 import math
 import time
 from collections.abc import Sequence
@@ -21,15 +20,14 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from enum import Enum
 
-import aiohttp
 from pydantic_core import to_json
-from yarl import URL
 
 from ..task import Task, TaskState
+from .client import Client
+from .connection import Answer
 
 _ERROR_CHARS = 1000
-_ANSWER_BYTES = 64 * 1024  # read to its end, a short answer leaves the connection open for the next
-# What is larger is signed in a thread and sent in pieces: at once it would hold up the loop.
+# What is larger is signed in a thread: at once it would hold up the loop.
 _LARGE_BYTES = 512 * 1024
 
 
@@ -51,39 +49,36 @@ class Attempt:
     retry_after_s: float = 0.0
 
 
-class Sender:
-    """Posts ends of tasks to one URL."""
+_DELIVERED = Attempt(AttemptOutcome.DELIVERED)
 
-    def __init__(
-        self, session: aiohttp.ClientSession, base_url: str, keys: Sequence[bytes]
-    ) -> None:
-        self._session = session
-        self._base_url = base_url
+
+class Sender:
+    """Posts ends of tasks to one receiver."""
+
+    def __init__(self, client: Client, keys: Sequence[bytes]) -> None:
+        self._client = client
         self._keys = keys
 
     async def post(self, task: Task) -> Attempt:
         """Try once."""
         body, content_type = body_of(task)
         timestamp = str(int(time.time()))
-        headers = {
-            "content-type": content_type,
-            "webhook-id": task.id,
-            "webhook-timestamp": timestamp,
-        }
+        fields = (
+            f"content-type: {content_type}\r\n"
+            f"webhook-id: {task.id}\r\n"
+            f"webhook-timestamp: {timestamp}\r\n"
+        )
         if self._keys:
-            headers["webhook-signature"] = await self._sign(task.id, timestamp, body)
-        # The address is of [A-Za-z0-9._:-] and is not "." or "..", so it needs no quoting; the
-        # rest of the URL is the operator's, to be used as it is.
-        url = URL(f"{self._base_url}/{task.address}", encoded=True)
-        data = io.BytesIO(body) if len(body) > _LARGE_BYTES else body
+            fields += f"webhook-signature: {await self._sign(task.id, timestamp, body)}\r\n"
         try:
-            async with self._session.post(
-                url, data=data, headers=headers, allow_redirects=False
-            ) as response:
-                await response.content.read(_ANSWER_BYTES)
-                return _judge(response.status, response.headers.get("retry-after"))
-        except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
+            answer = await self._client.post(task.address, fields, body)
+        except OSError as error:
             return Attempt(AttemptOutcome.FAILED, _text_of(error))
+        return _judge(answer)
+
+    async def close(self) -> None:
+        """Close the connections to the receiver."""
+        await self._client.close()
 
     async def _sign(self, message_id: str, timestamp: str, body: bytes) -> str:
         if len(body) <= _LARGE_BYTES:
@@ -132,13 +127,13 @@ def _text_of(error: Exception) -> str:
     return text[:_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
 
 
-def _judge(status: int, retry_after: str | None) -> Attempt:
-    if 200 <= status < 300:
-        return Attempt(AttemptOutcome.DELIVERED)
-    if status == 410:
+def _judge(answer: Answer) -> Attempt:
+    if 200 <= answer.status < 300:
+        return _DELIVERED
+    if answer.status == 410:
         return Attempt(AttemptOutcome.GONE, "the receiver answered 410 Gone")
-    error = f"the receiver answered {status}"
-    return Attempt(AttemptOutcome.REFUSED, error, retry_after_s(retry_after))
+    error = f"the receiver answered {answer.status}"
+    return Attempt(AttemptOutcome.REFUSED, error, retry_after_s(answer.retry_after))
 
 
 def retry_after_s(value: str | None) -> float:

@@ -1,4 +1,4 @@
-"""Who is told what. Apart from the outbox, whose HTTP client takes 0.1 s to import."""
+"""Who is told what, for the outbox and for whoever asks whether there is one."""
 
 from __future__ import annotations
 
