@@ -20,7 +20,7 @@ import signal
 import socket
 import threading
 from collections.abc import Coroutine, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 
@@ -37,15 +37,13 @@ from .http.waiters import Waiters
 from .journal import Database, Journal
 from .logger import batch_lines, logger
 from .metrics import Metrics
+from .outbox.outbox import Outbox
 from .outbox.receivers import lanes_of
 from .pool.places import Places
 from .pool.supervisor import Supervisor
 from .recovery import recover
 from .reporting import EndReporter, report_left
 from .task import TaskState
-
-if TYPE_CHECKING:
-    from .outbox.outbox import Outbox
 
 _BACKLOG = 2048
 _SHUTDOWN_S = 5.0
@@ -213,8 +211,6 @@ class _Front:
             logger.info("CALLBACK_URL is not set: results are kept here, and sent to nobody")
         if not lanes_of(self._settings):
             return None
-        from .outbox.outbox import Outbox  # noqa: PLC0415 - its HTTP client takes 0.1 s to import
-
         return Outbox(self._settings, self._journal, self._metrics)
 
     def _make_app(self) -> Application:
