@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
+from ogpu.service.outbox import client as client_module
 from ogpu.service.outbox import connection as connection_module
 from ogpu.service.outbox.client import Client
-from ogpu.service.outbox.connection import Answer
+from ogpu.service.outbox.connection import Answer, Connection
 from ogpu.service.outbox.target import Target
 from support.receiver import OK, Receiver, Script, Talk, answering, receiving
 
@@ -53,6 +55,12 @@ async def posted(client: Client, count: int = 1, body: bytes = b"{}") -> list[An
 async def fails(client: Client, error: type[OSError], words: str, body: bytes = b"{}") -> None:
     with pytest.raises(error, match=words):
         await client.post("a", TYPE, body)
+
+
+def tls_receiving(script: Script) -> AbstractAsyncContextManager[Receiver]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(SELF_SIGNED)
+    return receiving(script, tls=context)
 
 
 # --- connections are kept
@@ -172,6 +180,28 @@ def test_a_connection_that_idles_is_closed(monkeypatch: pytest.MonkeyPatch) -> N
         async with receiving(script) as receiver, client_of(receiver.url) as client:
             await posted(client)
             await ended.wait()
+            await asyncio.sleep(0)
+            assert client._idle == []
+
+    run(main())
+
+
+def test_a_request_may_take_longer_than_a_connection_may_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The timer was set for the idleness before it, and rings within it."""
+    monkeypatch.setattr(connection_module, "_IDLE_S", 0.1)
+
+    async def script(talk: Talk, _: Receiver) -> None:
+        while True:
+            await talk.request()
+            await asyncio.sleep(0.25)
+            await talk.say(OK)
+
+    async def main() -> None:
+        async with receiving(script) as receiver, client_of(receiver.url) as client:
+            assert await posted(client, 2) == [Answer(200, None)] * 2
+            assert receiver.connections == 1
 
     run(main())
 
@@ -319,7 +349,7 @@ def test_a_silent_receiver_is_left_in_time(body: bytes, said: bytes) -> None:
 
 
 def test_a_look_up_that_hangs_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits for it is told in time; a later attempt joins it, and an end is no news."""
+    """Whoever waits for it is told in time; a later attempt joins it."""
     asked, go_on = [], threading.Event()
 
     def look_up(host: str, *_: object, **__: object) -> object:
@@ -345,6 +375,32 @@ def test_a_look_up_that_hangs_takes_one_thread(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(main())
 
 
+def test_a_look_up_that_fails_when_nobody_waits_any_more_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = threading.Event()
+
+    def look_up(*_: object, **__: object) -> object:
+        go_on.wait(10)
+        raise socket.gaierror("nobody of that name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    async def main() -> None:
+        async with client_of("http://receiver.invalid/x", 0.1) as client:
+            await fails(client, TimeoutError, "Cannot connect to receiver")
+            unheard = client._addresses._look_up
+            assert unheard is not None
+            go_on.set()
+            await asyncio.wait([unheard])
+            del unheard
+            await fails(client, ConnectionError, "nobody of that name")  # of another one
+            gc.collect()
+
+    asyncio.run(main())
+    assert caplog.records == []
+
+
 def test_a_post_that_is_cancelled_closes_its_connection() -> None:
     arrived, ended = asyncio.Event(), asyncio.Event()
 
@@ -355,12 +411,30 @@ def test_a_post_that_is_cancelled_closes_its_connection() -> None:
         ended.set()
 
     async def main() -> None:
-        async with receiving(script) as receiver, client_of(receiver.url) as client:
+        async with receiving(script) as receiver, client_of(receiver.url, 60) as client:
             post = asyncio.create_task(posted(client))
             await arrived.wait()
             post.cancel()
             await ended.wait()
             assert post.cancelled()
+
+    run(main())
+
+
+def test_at_the_end_all_connections_are_closed() -> None:
+    ended = asyncio.Event()
+
+    async def script(talk: Talk, _: Receiver) -> None:
+        await talk.request()
+        await talk.say(OK)
+        assert await talk.hears_the_end()
+        ended.set()
+
+    async def main() -> None:
+        async with receiving(script) as receiver:
+            async with client_of(receiver.url) as client:
+                await posted(client)
+            await ended.wait()
 
     run(main())
 
@@ -396,13 +470,44 @@ def test_an_answer_ends_the_sending_of_a_large_body() -> None:
     run(main())
 
 
+def test_of_a_large_body_no_more_is_encrypted_than_the_receiver_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without TLS it costs nothing to give the transport all of it: it copies nothing."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(SELF_SIGNED))
+    made: list[Connection] = []
+    stuck = asyncio.Event()
+
+    class Known(Connection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            made.append(self)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            stuck.set()
+
+    monkeypatch.setattr(client_module, "Connection", Known)
+
+    async def script(talk: Talk, _: Receiver) -> None:
+        await talk.head()
+        await asyncio.sleep(10)
+
+    async def main() -> None:
+        async with (
+            tls_receiving(script) as receiver,
+            client_of(f"https://localhost:{receiver.port}", 0.5) as client,
+        ):
+            post = asyncio.create_task(fails(client, TimeoutError, "in time", LARGE * 4))
+            await stuck.wait()
+            await asyncio.sleep(0.2)
+            assert made[0]._transport.get_write_buffer_size() < 1_000_000
+            await post
+
+    run(main())
+
+
 # --- where it goes
-
-
-def tls_receiving(script: Script) -> Any:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(SELF_SIGNED)
-    return receiving(script, tls=context)
 
 
 def test_a_certificate_that_nobody_has_signed_is_refused_in_words() -> None:
