@@ -96,7 +96,7 @@ class Client:
                 lambda: Connection(self._idle),
                 sock=opened,
                 ssl=self._tls,
-                server_hostname=self._target.host if self._tls else None,
+                server_hostname=self._target.host.rstrip(".") if self._tls else None,
             )
         except BaseException:
             opened.close()
