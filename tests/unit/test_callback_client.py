@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import uvloop
@@ -534,6 +535,23 @@ def test_https_is_spoken_with_whom_the_system_trusts(monkeypatch: pytest.MonkeyP
                 assert await posted(client, 2, body) == [Answer(200, None)] * 2
             assert receiver.connections == 1
             assert [request.body for request in receiver.requests] == [b"{}"] * 2 + [LARGE] * 2
+
+    run(main())
+
+
+def test_a_certificate_is_for_the_name_without_a_dot_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(SELF_SIGNED))
+
+    async def main() -> None:
+        async with (
+            tls_receiving(answering(OK)) as receiver,
+            client_of(f"https://localhost.:{receiver.port}/x") as client,
+        ):
+            here = socket.getaddrinfo("127.0.0.1", receiver.port, type=socket.SOCK_STREAM)
+            monkeypatch.setattr(client._addresses, "get", AsyncMock(return_value=here))
+            assert await posted(client) == [Answer(200, None)]
 
     run(main())
 
