@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -322,6 +323,41 @@ def test_the_head_is_the_answer_though_its_body_never_ends() -> None:
             assert await posted(client) == [Answer(202, None)]
 
     run(main())
+
+
+def test_what_could_not_be_delivered_is_not_kept() -> None:
+    """Not even until the next collection: a receiver in trouble could cost the front its memory."""
+
+    async def script(talk: Talk, receiver: Receiver) -> None:
+        await talk.request()
+        await talk.say(b"HTTP/1.1 200 OK\r\nx: ")
+        if receiver.connections > 1:  # the first hears that it hangs up, the second nothing
+            await talk.hears_the_end()
+
+    async def attempt(client: Client, what: bytes) -> str:
+        try:
+            await client.post("a", TYPE, what)
+        except OSError as error:
+            return str(error)
+        return "delivered"
+
+    async def main() -> None:
+        async with receiving(script) as receiver, client_of(receiver.url, 0.2) as client:
+            said = [await attempt(client, body), await attempt(client, body)]
+        async with client_of(receiver.url) as client:
+            said.append(await attempt(client, body))
+        assert [words in text for words, text in zip(expected, said, strict=True)] == [True] * 3
+
+    expected = ["hung up", "in time", "Cannot connect"]
+    body = b"x" * 1000
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getrefcount(body)
+        run(main())
+        assert sys.getrefcount(body) == before
+    finally:
+        gc.enable()
 
 
 # --- time

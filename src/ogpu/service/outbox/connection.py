@@ -96,7 +96,10 @@ class Connection(asyncio.Protocol):
             self.abort()
             raise
         if isinstance(answer, OSError):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer, exchange  # they refer to this frame, which would keep the body
         return answer
 
     def abort(self) -> None:
