@@ -84,8 +84,8 @@ class Client:
         except asyncio.TimeoutError as error:
             raise TimeoutError(f"Cannot connect to {host}:{port} in time") from error
         except OSError as error:
-            # start_connection() leaves frames that refer to the error, which refers to them: without
-            # its trace, which nobody reads, they do not keep what the callers have, as the body.
+            # start_connection() leaves frames that refer to the error, and the error to them.
+            # Without its trace, which nobody reads, they do not keep what callers hold: the body.
             reason = error.with_traceback(None)
             raise ConnectionError(f"Cannot connect to {host}:{port}: {error}") from reason
 
