@@ -87,8 +87,10 @@ class RunCall:
         self._reply = None
         if self._waiting is not None:
             self._waiters.drop(self._waiting)
+            self._waiting = None
 
     def _on_waited(self) -> None:
+        self._waiting = None  # each refers to the other, and the task would be kept with its result
         if self._task.state.is_terminal:
             self._end((200, task_json(self._task)))
         else:
