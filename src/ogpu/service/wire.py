@@ -23,6 +23,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import Enum
+from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic_core import from_json, to_json
@@ -62,10 +63,13 @@ class RecycleReason(str, Enum):
     LEFTOVERS = "leftovers"  # a handler was stopped in time, and left threads or processes
 
 
+# Nobody changes a message. They are not frozen, since a frozen one takes 0.9 µs to make and these
+# 0.2, and four are made for each task.
+
 # --- front → template
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Launch:
     """Make a worker for a slot."""
 
@@ -83,7 +87,7 @@ class Launch:
             raise TypeError("an environment is names and values")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Standby:
     """Have a fresh interpreter ready for the next Launch, where workers are spawned.
 
@@ -97,7 +101,7 @@ class Standby:
 # --- template → front
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class TemplateReady:
     """The template takes orders: its first message, unless @prepare failed.
 
@@ -109,7 +113,7 @@ class TemplateReady:
     hazard: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class PrepareFailed:
     """The source's @prepare failed in the template, which leaves: its last message."""
 
@@ -118,7 +122,7 @@ class PrepareFailed:
     traceback: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Launched:
     """A worker exists. With it: its channel, the read end of its output, its stacks, its pidfd."""
 
@@ -128,14 +132,14 @@ class Launched:
     was_standby: bool
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StandbyLost:
     """The standby is of no use, and ended; the next worker is a fresh interpreter."""
 
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LaunchFailed:
     """No worker could be made (no memory, no process left); nothing is left of the attempt."""
 
@@ -144,7 +148,7 @@ class LaunchFailed:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Gone:
     """A worker has been reaped and nothing that it started is left.
 
@@ -167,7 +171,7 @@ class Gone:
 # --- front → worker
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Run:
     """Run a task; the payload is its input. ``run`` numbers the order, so that answers match.
 
@@ -191,7 +195,7 @@ class Run:
 # --- worker → front
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ready:
     """The worker ran @init and takes tasks. Always the first message, unless init failed.
 
@@ -207,7 +211,7 @@ class Ready:
             raise TypeError("functions are names")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class InitFailed:
     """Importing the source, or running @prepare, @init or a warm-up failed; the worker exits."""
 
@@ -216,7 +220,7 @@ class InitFailed:
     traceback: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Done:
     """A task succeeded; the payload is the output model's JSON.
 
@@ -231,7 +235,7 @@ class Done:
     recycle: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Failed:
     """A task failed inside a worker that is well: an exception, or an unusable result."""
 
@@ -243,7 +247,7 @@ class Failed:
     recycle: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Progressed:
     """A running task says how far it is: ``fraction`` is between 0 and 1."""
 
@@ -276,14 +280,16 @@ _FIELD_TYPES = {
     ]
     for name, kind in _TYPES.items()
 }
-_FIELD_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in _TYPES.values()}
+# What a header says of a message: its name, then its fields in order.
+_WORDS = {
+    kind: attrgetter("__class__.__name__", *(f.name for f in fields(kind)))
+    for kind in _TYPES.values()
+}
 
 
 def encode_header(message: Message) -> bytes:
     """Turn a message into its header."""
-    kind = type(message)
-    values = [getattr(message, name) for name in _FIELD_NAMES[kind]]
-    return to_json([kind.__name__, *values])
+    return to_json(_WORDS[type(message)](message))
 
 
 def decode_header(header: bytes) -> Message:
@@ -328,17 +334,28 @@ class FrameDecoder:
         Raises:
             WireError: the stream is not this protocol; it must not be read any further.
         """
+        if not self._buffer and len(data) >= _LENGTHS.size:
+            payload_at, end = self._places(data)
+            if end == len(data):  # one whole frame, as nearly every read is: nothing to keep
+                return iter(((decode_header(data[_LENGTHS.size : payload_at]), data[payload_at:]),))
+        return self._cut(data)
+
+    def _places(self, frame: bytes | bytearray) -> tuple[int, int]:
+        """Return where the payload of a frame begins, and where it ends."""
+        header_bytes, payload_bytes = _LENGTHS.unpack_from(frame)
+        if header_bytes > MAX_HEADER_BYTES or payload_bytes > self._max_payload_bytes:
+            raise WireError(
+                f"a frame announces {header_bytes} + {payload_bytes} bytes; "
+                f"at most {MAX_HEADER_BYTES} + {self._max_payload_bytes} are allowed"
+            )
+        payload_at = _LENGTHS.size + header_bytes
+        return payload_at, payload_at + payload_bytes
+
+    def _cut(self, data: bytes) -> Iterator[tuple[Message, bytes]]:
         buffer = self._buffer
         buffer += data
         while len(buffer) >= _LENGTHS.size:
-            header_bytes, payload_bytes = _LENGTHS.unpack_from(buffer)
-            if header_bytes > MAX_HEADER_BYTES or payload_bytes > self._max_payload_bytes:
-                raise WireError(
-                    f"a frame announces {header_bytes} + {payload_bytes} bytes; "
-                    f"at most {MAX_HEADER_BYTES} + {self._max_payload_bytes} are allowed"
-                )
-            payload_at = _LENGTHS.size + header_bytes
-            end = payload_at + payload_bytes
+            payload_at, end = self._places(buffer)
             if len(buffer) < end:
                 return
             with memoryview(buffer) as view:  # one copy of a payload that may be large
