@@ -29,6 +29,7 @@ from .interrupt import Interrupt
 
 Order = tuple[wire.Run, bytes | BaseModel]  # with the input: a warm-up's is no JSON
 Answer = tuple[wire.Done | wire.Failed, bytes]  # with the result
+_End = bytes | wire.Failed  # what a task came to: its result, or why there is none
 
 
 class _InvalidInputError(Exception):
@@ -52,11 +53,14 @@ class Handling:
     def run(self, handler: Handler, orders: list[Order]) -> list[Answer]:
         """Run a task, or a batch; return what is to be said of each, with its result."""
         if handler.batching is None:
-            answers = [self._run_one(handler, *order) for order in orders]
+            ends = [self._run_one(handler, *order) for order in orders]
         else:
-            answers = self._run_batch(handler, orders)
-        output.flush()
-        return answers
+            ends = self._run_batch(handler, orders)
+        output.flush()  # before it is looked whether anything was printed
+        has_output = output.is_pending()
+        return [
+            _answer(order, end, has_output) for (order, _), end in zip(orders, ends, strict=True)
+        ]
 
     def call(self, function: Callable[..., object], *arguments: object) -> object:
         """Call a function of the source, and wait for what it awaits."""
@@ -65,22 +69,21 @@ class Handling:
             return self._interrupt.run(self._loop, _awaited(result))
         return result
 
-    def _run_one(self, handler: Handler, order: wire.Run, given: bytes | BaseModel) -> Answer:
+    def _run_one(self, handler: Handler, order: wire.Run, given: bytes | BaseModel) -> _End:
         try:
             self._interrupt.open(order)
             try:
                 result = self.call(handler.function, _read_input(handler, given))
-                result_json = self._serialise(handler, result)
+                return self._serialise(handler, result)
             finally:
                 self._interrupt.close()
         except BaseException as error:  # noqa: BLE001 - any of them ends this task, and only it
             return _failed(order, error)
-        return _done(order, result_json)
 
     # --- batches
 
-    def _run_batch(self, handler: Handler, orders: list[Order]) -> list[Answer]:
-        answers: dict[int, Answer] = {}
+    def _run_batch(self, handler: Handler, orders: list[Order]) -> list[_End]:
+        ends: dict[int, _End] = {}
         inputs: list[BaseModel] = []
         fitting: list[wire.Run] = []
         try:
@@ -91,51 +94,56 @@ class Handling:
                         inputs.append(_read_input(handler, given))
                         fitting.append(order)
                     except Exception as error:  # noqa: BLE001 - a validator may raise anything
-                        answers[order.run] = _failed(order, error)
+                        ends[order.run] = _failed(order, error)
                 if fitting:
                     results = _items_of(handler, self.call(handler.function, inputs), len(fitting))
-                    answers |= {
-                        order.run: self._answer_of(handler, order, result)
+                    ends |= {
+                        order.run: self._end_of(handler, order, result)
                         for order, result in zip(fitting, results, strict=True)
                     }
             finally:
                 self._interrupt.close()
         except BaseException as error:  # noqa: BLE001 - any of them ends the batch, and only it
             # Put into words once: a deep recursion takes 20 ms for that.
-            failure, nothing = _failed(orders[0][0], error)
-            rest = [order.run for order, _ in orders if order.run not in answers]
-            answers |= {run: (replace(failure, run=run), nothing) for run in rest}
-        return [answers[order.run] for order, _ in orders]
+            failure = _failed(orders[0][0], error)
+            rest = [order.run for order, _ in orders if order.run not in ends]
+            ends |= {run: replace(failure, run=run) for run in rest}
+        return [ends[order.run] for order, _ in orders]
 
-    def _answer_of(self, handler: Handler, order: wire.Run, result: object) -> Answer:
+    def _end_of(self, handler: Handler, order: wire.Run, result: object) -> _End:
         if isinstance(result, BaseException):
             return _failed(order, result)
         try:
-            return _done(order, self._serialise(handler, result))
+            return self._serialise(handler, result)
         except _InvalidOutputError as error:
             return _failed(order, error)
 
     # --- results
 
     def _serialise(self, handler: Handler, result: object) -> bytes:
-        name, wanted = handler.name, handler.output_model.__name__
-        if not isinstance(result, _origin(handler.output_model)):
-            raise _InvalidOutputError(f"`{name}` returned {_told(result)}; {wanted} was declared")
+        model = handler.output_model
+        if not isinstance(result, model) and not isinstance(result, _origin(model)):
+            raise _InvalidOutputError(
+                f"`{handler.name}` returned {_told(result)}; {model.__name__} was declared"
+            )
         try:
             serialised = _as_json(result)
         except Exception as error:
             raise _InvalidOutputError(
-                f"the result of `{name}` cannot be written as JSON: {message_of(error)}"
+                f"the result of `{handler.name}` cannot be written as JSON: {message_of(error)}"
             ) from error
         if len(serialised) > self._max_result_bytes:
             raise _InvalidOutputError(
-                f"the result of `{name}` has {len(serialised)} bytes; "
+                f"the result of `{handler.name}` has {len(serialised)} bytes; "
                 f"OGPU_MAX_RESULT_BYTES allows {self._max_result_bytes}"
             )
         return serialised
 
 
-_adapter = functools.cache(TypeAdapter[BaseModel])  # making one takes longer than using it
+@functools.cache
+def _validator(model: type[BaseModel]) -> Callable[[object], BaseModel]:
+    """Return what validates, past ``model_validate`` and the like, which a source may override."""
+    return TypeAdapter(model).validator.validate_python
 
 
 def _origin(model: type[BaseModel]) -> type[BaseModel]:
@@ -153,13 +161,13 @@ def _as_json(result: BaseModel) -> bytes:
 
 def _read_input(handler: Handler, given: bytes | BaseModel) -> BaseModel:
     """Validate again: the front, which did so already, may have been one of an older source."""
-    if isinstance(given, BaseModel):
+    if not isinstance(given, bytes):
         return given
     model = handler.input_model
     try:
         # As FastAPI does it for the frozen module: parsed first. Then `bytes | str` makes a str of
         # a string, of which JSON validation would make bytes (the same with UUID, datetime, …).
-        return _adapter(model).validate_python(from_json(given))
+        return _validator(model)(from_json(given))
     except ValidationError:
         pass  # a strict model takes a date from JSON, and not from a string
     try:
@@ -186,12 +194,13 @@ def _items_of(handler: Handler, results: object, wanted: int) -> Sequence[object
     return results
 
 
-def _done(order: wire.Run, result_json: bytes) -> Answer:
-    output.flush()  # before it is looked whether anything was printed
-    return wire.Done(order.run, output.is_pending(), zlib.crc32(result_json)), result_json
+def _answer(order: wire.Run, end: _End, has_output: bool) -> Answer:
+    if isinstance(end, bytes):
+        return wire.Done(order.run, has_output, zlib.crc32(end)), end
+    return end, b""
 
 
-def _failed(order: wire.Run, error: BaseException) -> Answer:
+def _failed(order: wire.Run, error: BaseException) -> wire.Failed:
     """Return the answer for an exception, and let go of that."""
     match error:
         case _InvalidInputError():
@@ -203,7 +212,7 @@ def _failed(order: wire.Run, error: BaseException) -> Answer:
         case _:
             answer = failed(order, FailureReason.EXCEPTION, error)
     let_go(error)
-    return answer, b""
+    return answer
 
 
 def _told(result: object) -> str:

@@ -40,7 +40,8 @@ class ProgressReporter:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            self._send_kept()
+            if self._kept:
+                self._send_kept()
 
     def report(self, run: int, fraction: float, message: str | None) -> None:
         """Send a report of a run now, or keep it for a moment; drop it where that is over."""
