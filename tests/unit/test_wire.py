@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ogpu.service import wire
+from ogpu.service import framing, wire
 from ogpu.service.errors import WireError
+from ogpu.service.processes import resident_bytes
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=50)
 MESSAGES = st.one_of(
@@ -66,19 +69,65 @@ MESSAGES = st.one_of(
 )
 
 
-@given(st.lists(st.tuples(MESSAGES, st.binary(max_size=300)), max_size=8), st.data())
+def give(
+    decoder: wire.FrameDecoder, data: bytes, *, is_read: bool
+) -> Iterator[tuple[wire.Message, bytes]]:
+    """Give a decoder bytes, or have it read them as from a socket."""
+    if not is_read:
+        yield from decoder.feed(data)
+        return
+    while data:
+        buffer = decoder.buffer()
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        yield from decoder.filled(count)
+        data = data[count:]
+
+
+@given(
+    st.lists(st.tuples(MESSAGES, st.binary(max_size=300)), max_size=8),
+    st.sampled_from((0, 1, 100, framing.LARGE_BYTES)),
+    st.data(),
+)
 def test_frames_survive_any_cutting_of_the_stream(
-    frames: list[tuple[wire.Message, bytes]], data: st.DataObject
+    frames: list[tuple[wire.Message, bytes]], large_bytes: int, data: st.DataObject
 ) -> None:
     """However the kernel cuts the stream into reads, the same messages come out."""
     stream = b"".join(wire.encode_frame(message, payload) for message, payload in frames)
     decoder = wire.FrameDecoder(300)
     found = []
-    while stream:
-        size = data.draw(st.integers(1, len(stream)))
-        found += decoder.feed(stream[:size])
-        stream = stream[size:]
+    with mock.patch.object(framing, "LARGE_BYTES", large_bytes):
+        while stream:
+            size = data.draw(st.integers(1, len(stream)))
+            found += give(decoder, stream[:size], is_read=data.draw(st.booleans()))
+            stream = stream[size:]
     assert found == frames
+    assert all(type(payload) is bytes for _, payload in found)
+
+
+def test_a_large_payload_is_read_to_where_it_stays() -> None:
+    """Once the beginning of a large frame is known the rest is one buffer; then comes the next."""
+    done, payload = wire.Done(1, has_output=False, checksum=0), b"x" * 10_000_000
+    stream = wire.encode_frame(done, payload) + wire.encode_frame(done, b"y")
+    decoder = wire.FrameDecoder(len(payload))
+    first = len(decoder.buffer())
+    assert list(give(decoder, stream[:first], is_read=True)) == []
+    assert decoder.is_in_large_payload
+    rest = len(decoder.buffer())
+    assert rest < len(payload) <= first + rest
+    found = list(give(decoder, stream[first:], is_read=True))
+    assert found == [(done, payload), (done, b"y")]
+    assert not decoder.is_in_large_payload
+
+
+def test_what_a_frame_announces_takes_no_memory() -> None:
+    """A gigabyte that is announced and does not come costs nothing: its pages are not touched."""
+    before = resident_bytes(os.getpid())
+    decoder = wire.FrameDecoder(2**30)
+    head = wire.encode_head(wire.Done(1, has_output=False, checksum=0), 2**30)
+    assert list(decoder.feed(head + b"x" * 1000)) == []
+    assert decoder.is_in_large_payload
+    assert resident_bytes(os.getpid()) - before < 2**27
 
 
 @given(st.binary(min_size=8, max_size=200))
@@ -136,16 +185,16 @@ def test_a_decoder_holds_no_more_than_one_frame_and_raises_nothing_else(
 ) -> None:
     """Frames, halves of them and garbage, however they are cut: messages, or WireError."""
     stream = b"".join(pieces)
-    with mock.patch.object(wire, "MAX_HEADER_BYTES", 50):
+    with mock.patch.multiple(framing, MAX_HEADER_BYTES=50, LARGE_BYTES=10):
         decoder = wire.FrameDecoder(20)
         while stream:
             size = data.draw(st.integers(1, len(stream)))
             try:
-                for _, payload in decoder.feed(stream[:size]):
+                for _, payload in give(decoder, stream[:size], is_read=data.draw(st.booleans())):
                     assert len(payload) <= 20
             except WireError:
                 return
-            assert len(decoder._buffer) < 8 + 50 + 20
+            assert len(decoder._rest) < 8 + 50 + 20
             stream = stream[size:]
 
 

@@ -3,10 +3,8 @@
 The one file that both sides of the house import. What crosses is JSON and plain bytes; nothing is
 pickled, so neither side can be made to run the other's code, and a version number comes first.
 
-A frame on a worker's channel (a stream):
+A frame on a worker's channel (a stream, ``framing.py``):
 
-    4 bytes   length of the header, big endian
-    4 bytes   length of the payload
     header    a JSON array: the message's name, then its fields in order
     payload   the input or the output of a task: the JSON bytes as they came
 
@@ -19,8 +17,6 @@ from __future__ import annotations
 
 import json
 import signal
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import Enum
 from operator import attrgetter
@@ -28,13 +24,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic_core import from_json, to_json
 
+from . import framing
 from .errors import WireError
 
 PROTOCOL_VERSION = 4
 
-_LENGTHS = struct.Struct("!II")
 # A header holds names, numbers and at most a traceback that was cut to MAX_TEXT_CHARS.
-MAX_HEADER_BYTES = 1024 * 1024
+MAX_HEADER_BYTES = framing.MAX_HEADER_BYTES
 MAX_TEXT_CHARS = 64 * 1024
 MAX_PROGRESS_CHARS = 1000
 # The largest packet on the control socket. A launch order is below 10 kB; JSON makes at most six
@@ -308,61 +304,26 @@ def decode_header(header: bytes) -> Message:
     return message
 
 
+def encode_head(message: Message, payload_bytes: int = 0) -> bytes:
+    """Turn a message into what comes before its payload in a frame."""
+    header = encode_header(message)
+    return framing.LENGTHS.pack(len(header), payload_bytes) + header
+
+
 def encode_frame(message: Message, payload: bytes = b"") -> bytes:
     """Turn a message and its payload into one frame."""
-    header = encode_header(message)
-    return b"".join((_LENGTHS.pack(len(header), len(payload)), header, payload))
+    return encode_head(message, len(payload)) + payload
 
 
-class FrameDecoder:
-    """Cuts a stream into frames, however the kernel cut it into reads.
-
-    It refuses a frame that announces more than ``max_payload_bytes`` before reading it, so that a
-    worker that writes garbage can cost its peer no memory.
+class FrameDecoder(framing.Decoder[Message]):
+    """Cuts a stream into messages and their payloads (``framing.py``).
 
     Example:
         >>> for message, payload in decoder.feed(sock.recv(65536)): ...
     """
 
     def __init__(self, max_payload_bytes: int) -> None:
-        self._max_payload_bytes = max_payload_bytes
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[tuple[Message, bytes]]:
-        """Take what was read; give the frames that are complete with it.
-
-        Raises:
-            WireError: the stream is not this protocol; it must not be read any further.
-        """
-        if not self._buffer and len(data) >= _LENGTHS.size:
-            payload_at, end = self._places(data)
-            if end == len(data):  # one whole frame, as nearly every read is: nothing to keep
-                return iter(((decode_header(data[_LENGTHS.size : payload_at]), data[payload_at:]),))
-        return self._cut(data)
-
-    def _places(self, frame: bytes | bytearray) -> tuple[int, int]:
-        """Return where the payload of a frame begins, and where it ends."""
-        header_bytes, payload_bytes = _LENGTHS.unpack_from(frame)
-        if header_bytes > MAX_HEADER_BYTES or payload_bytes > self._max_payload_bytes:
-            raise WireError(
-                f"a frame announces {header_bytes} + {payload_bytes} bytes; "
-                f"at most {MAX_HEADER_BYTES} + {self._max_payload_bytes} are allowed"
-            )
-        payload_at = _LENGTHS.size + header_bytes
-        return payload_at, payload_at + payload_bytes
-
-    def _cut(self, data: bytes) -> Iterator[tuple[Message, bytes]]:
-        buffer = self._buffer
-        buffer += data
-        while len(buffer) >= _LENGTHS.size:
-            payload_at, end = self._places(buffer)
-            if len(buffer) < end:
-                return
-            with memoryview(buffer) as view:  # one copy of a payload that may be large
-                header = bytes(view[_LENGTHS.size : payload_at])
-                payload = bytes(view[payload_at:end])
-            del buffer[:end]
-            yield decode_header(header), payload
+        super().__init__(max_payload_bytes, decode_header)
 
 
 def encode_log(level: int, text: str) -> str:

@@ -42,8 +42,6 @@ from .interrupt import Interrupt
 from .progress import ProgressReporter
 from .warmup import warm_up
 
-# More would have malloc map and unmap pages for each order: 14 µs, and three system calls.
-_READ_BYTES = 64 * 1024
 # Under load the next order comes within the time that the front needs for one task, and waking a
 # worker that sleeps costs more than a small task: 6,300 tasks/s and 0.29 ms at concurrency 1
 # without this, 9,000 and 0.14 ms with it (1 worker, 2 virtual cores). An idle worker sleeps, and
@@ -155,24 +153,29 @@ class _Worker:
 
     def _frames(self) -> Iterator[tuple[wire.Message, bytes]]:
         decoder = wire.FrameDecoder(_FRONT_INPUT_LIMIT)
-        while True:
-            data = self._read_soon()
-            if data is None:
-                if self._loop is not None:  # background tasks of the source run on meanwhile
-                    self._loop.run_until_complete(_readable(self._channel.socket))
-                data = self._channel.socket.recv(_READ_BYTES)
-            if not data:
-                return
-            yield from decoder.feed(data)
+        while count := self._read(decoder):
+            yield from decoder.filled(count)
 
-    def _read_soon(self) -> bytes | None:
+    def _read(self, decoder: wire.FrameDecoder) -> int:
+        """Wait for something to read; return how much it was, 0 at the end of the channel."""
+        channel, buffer = self._channel.socket, decoder.buffer()
+        if decoder.is_in_large_payload and self._loop is None:
+            return channel.recv_into(buffer, 0, socket.MSG_WAITALL)
+        count = self._read_soon(buffer)
+        if count is None:
+            if self._loop is not None:  # background tasks of the source run on meanwhile
+                self._loop.run_until_complete(_readable(channel))
+            count = channel.recv_into(buffer)
+        return count
+
+    def _read_soon(self, buffer: memoryview) -> int | None:
         """Look for the next order for a moment, without going to sleep; None: nothing came."""
         if not self._may_spin:
             return None
         limit = time.perf_counter() + _SPIN_S
         while time.perf_counter() < limit:
             try:
-                return self._channel.socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+                return self._channel.socket.recv_into(buffer, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 os.sched_yield()  # to whoever else wants this core
         return None
