@@ -164,7 +164,7 @@ class _Worker:
         count = self._read_soon(buffer)
         if count is None:
             if self._loop is not None:  # background tasks of the source run on meanwhile
-                self._loop.run_until_complete(_readable(channel))
+                _run_until_readable(self._loop, channel)
             count = channel.recv_into(buffer)
         return count
 
@@ -204,11 +204,21 @@ class _Worker:
         self._progress.end()
 
 
-async def _readable(channel: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
+def _run_until_readable(loop: asyncio.AbstractEventLoop, channel: socket.socket) -> None:
+    """Run a loop without a coroutine of ours, which would take more turns of it.
+
+    (Its ``stop`` alone would do for asyncio; uvloop would keep one that was called twice for the
+    next time.)
+    """
+    descriptor = channel.fileno()  # by the socket itself asyncio makes a text of it, to no use
     readable = loop.create_future()
-    loop.add_reader(channel, readable.set_result, None)
+
+    def note() -> None:
+        loop.remove_reader(descriptor)
+        readable.set_result(None)
+
+    loop.add_reader(descriptor, note)
     try:
-        await readable
+        loop.run_until_complete(readable)
     finally:
-        loop.remove_reader(channel)
+        loop.remove_reader(descriptor)
