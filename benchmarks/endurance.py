@@ -25,9 +25,10 @@ from pathlib import Path
 import psutil
 
 from . import report
+from .candidate import Candidate
 from .harness import BenchmarkError, Server, answer, get, is_ready, post, run, serving_source
 from .kills import KINDS
-from .wrk import Candidate, checked, load
+from .load.wrk import load
 
 _BODY = {"text": "hello"}
 _WAIT = {"prefer": "wait=30"}
@@ -149,14 +150,15 @@ def _load_beside(server: Server) -> Iterator[list[str]]:
 
 
 def _tasks(server: Server, temp: Path, least: int) -> dict[str, object]:
-    candidate = checked(
-        Candidate("ogpu-service", server, "/run/echo/", numbered=True, prefer="wait=30")
-    )
-    load(candidate, "warm", 16, _ROUND_S)  # pools, caches and the journal's first pages
+    candidate = Candidate("ogpu-service", server, "/run/echo/", True, "wait=30", found_in="result")
+    candidate.wait_until_answered(_BODY, _BODY)
+    load(candidate, _BODY, "warm", 16, _ROUND_S)  # pools, caches and the journal's first pages
     before = _household(server, temp)
     done, series = 0, [before.front_rss_mib]
     while done < least:
-        done += round(load(candidate, f"r{len(series)}", 16, _ROUND_S).requests_per_s * _ROUND_S)
+        done += round(
+            load(candidate, _BODY, f"r{len(series)}", 16, _ROUND_S).requests_per_s * _ROUND_S
+        )
         series.append(_household(server, temp).front_rss_mib)
     _wait_whole(server)
     after = _household(server, temp)

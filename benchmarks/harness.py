@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -40,9 +41,10 @@ def run(main: Callable[[], None]) -> None:
 class Server:
     """A server process that listens on ``port``; what it logs goes to a file."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], pidfd: int, port: int, log: Path) -> None:
         self.process = process
         self.port = port
+        self._pidfd = pidfd
         self._log = log
 
     @property
@@ -62,10 +64,8 @@ class Server:
         """Ask on a fresh connection until ``is_ready`` says yes."""
         limit = time.monotonic() + START_LIMIT_S
         while time.monotonic() < limit:
-            if self.process.poll() is not None:
-                raise BenchmarkError(
-                    f"the server exited with {self.process.returncode}:\n{self.log_tail()}"
-                )
+            if _has_ended(self._pidfd, 0):
+                raise BenchmarkError(f"the server has ended:\n{self.log_tail()}")
             connection = self.connect()
             try:
                 if is_ready(connection):
@@ -96,10 +96,12 @@ def serving(
                 env={**_own_environment(), **(environment or {})},
                 start_new_session=True,
             )
+        pidfd = os.pidfd_open(process.pid)
         try:
-            yield Server(process, port, log)
+            yield Server(process, pidfd, port, log)
         finally:
-            _end(process)
+            _end(process, pidfd)
+            os.close(pidfd)
 
 
 @contextmanager
@@ -161,13 +163,18 @@ def _own_environment() -> dict[str, str]:
     }
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the process that was started here to end; kill it and its group if it does not."""
-    if process.poll() is None:
-        process.terminate()
-    try:
-        process.wait(STOP_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        # It leads its session and has not been waited for: the number is its group's alone.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(STOP_LIMIT_S)
+def _has_ended(pidfd: int, within_s: float) -> bool:
+    """Say whether the process has ended, without waiting for it (in the sense of wait(2))."""
+    return bool(select.select([pidfd], [], [], within_s)[0])
+
+
+def _end(process: subprocess.Popen[bytes], pidfd: int) -> None:
+    """Ask the process that was started here to end; kill what is left of its group.
+
+    It leads its session, and is not waited for until the end: so long the number is its group's
+    alone.
+    """
+    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    _has_ended(pidfd, STOP_LIMIT_S)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(STOP_LIMIT_S)

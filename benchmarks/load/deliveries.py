@@ -1,4 +1,4 @@
-"""The load and the sink of benchmarks.deliveries, in a process of their own.
+"""The load and the sink of the case delivery, in a process of their own.
 
 Each of N connections posts a task, and the next one only when this one was accepted and has
 arrived at the sink: never more than N tasks are on their way. When the time is over, what is on its
@@ -21,8 +21,8 @@ from typing import Any, cast
 import httptools
 import uvloop
 
-from .harness import HOST
-from .report import percentile
+from ..harness import HOST
+from ..report import percentile
 
 SLACK_S = 60.0  # for what is on its way when the time is over
 _LINGER_S = 1.0  # for what should not come: a second delivery
@@ -223,7 +223,7 @@ def _sum_up(tasks: list[_Task], cpu_s: float) -> Deliveries:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.delivery_load")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load.deliveries")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", required=True, help="a task's address is put behind it")
     parser.add_argument("--sink", type=int, required=True, help="descriptor that listens")

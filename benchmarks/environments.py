@@ -5,13 +5,14 @@ None of it is a dependency of this project.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
-_INSTALL_LIMIT_S = 300
+_INSTALL_LIMIT_S = 900  # torch is large
 
 
 class InstallError(Exception):
@@ -24,28 +25,30 @@ def default_cache() -> Path:
     return Path(base) / "ogpu-service-benchmarks"
 
 
-def peer_python(cache: Path, name: str, requirements: Iterable[str], imports: str) -> Path:
+def peer_python(cache: Path, name: str, requirements: Sequence[str], imports: str) -> Path:
     """Return the interpreter of an environment with ``requirements``; make it where it is missing.
 
     Args:
         cache: the folder in which environments are kept.
-        name: tells what is in it, versions included: another name is another environment.
+        name: what its folder's name begins with; other requirements are another folder.
         requirements: as pip takes them.
         imports: what must be importable then, as ``import`` takes it.
 
     Raises:
         InstallError: it could not be made.
     """
-    folder = cache / f"{name}-python-{sys.version_info.major}.{sys.version_info.minor}"
+    version = f"python-{sys.version_info.major}.{sys.version_info.minor}"
+    digest = hashlib.sha256("\n".join(requirements).encode()).hexdigest()[:8]
+    folder = cache / f"{name}-{version}-{digest}"
     python = folder / "bin" / "python"
     installed = folder / "installed"  # written last: an install that was cut short is made again
     if installed.exists():
         return python
-    print(f"Installing into {folder}", file=sys.stderr)
+    print(f"Installing {' '.join(requirements)} into {folder}", file=sys.stderr)
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     _run([str(python), "-m", "pip", "install", "--quiet", "--no-input", *requirements])
     _run([str(python), "-I", "-c", f"import {imports}"])
-    installed.touch()
+    installed.write_text("\n".join(requirements) + "\n", encoding="utf-8")
     return python
 
 

@@ -1,15 +1,17 @@
--- wrk's side of benchmarks.echo: POST the same body again and again, and say what came of it in one
--- line that a program can read. Arguments (after --): path, "numbered" or "same", Prefer header.
--- "numbered" gives each request a path of its own: the path and a number.
+-- wrk's side of load/wrk.py: POST the same body again and again, and say what came of it in one
+-- line that a program can read. Arguments (after --): path, "numbered" or "same", a file with the
+-- body, Prefer header. "numbered" gives each request a path of its own: the path and a number.
 
-local head, tail, number
+local head, tail, whole, number
 
 function init(args)
   wrk.method = "POST"
-  wrk.body = '{"text":"hello world"}'
+  local file = assert(io.open(args[3], "rb"))
+  wrk.body = file:read("*a")
+  file:close()
   wrk.headers["Content-Type"] = "application/json"
-  if args[3] then
-    wrk.headers["Prefer"] = args[3]
+  if args[4] then
+    wrk.headers["Prefer"] = args[4]
   end
   -- Format once, cut at the place of the number: what wrk saves here, the server gets.
   local text = wrk.format(nil, args[1] .. "@@")
@@ -18,11 +20,12 @@ function init(args)
   if args[2] == "numbered" then
     number = 0
   end
+  whole = head .. tail
 end
 
 function request()
   if number == nil then
-    return head .. tail
+    return whole
   end
   number = number + 1
   return head .. number .. tail

@@ -1,0 +1,106 @@
+"""A server under test, and how one task is put to it over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .harness import BenchmarkError, Server, answer
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One peer's server, running.
+
+    Attributes:
+        name: the peer's label.
+        server: its main process, its port and its log.
+        path: where tasks are posted to.
+        numbered: each task needs a path of its own: ``path`` and a number, or a word.
+        prefer: the Prefer header that makes it wait for the result.
+        wrapped_in: the key that an input is put under in the request; none where it is the body.
+        found_in: the key that an output is found under in the answer; none where it is the body.
+        answers: whether the answer has the output; False where results only go to CALLBACK_URL.
+    """
+
+    name: str
+    server: Server
+    path: str
+    numbered: bool = False
+    prefer: str | None = None
+    wrapped_in: str | None = None
+    found_in: str | None = None
+    answers: bool = True
+
+    @property
+    def headers(self) -> dict[str, str]:
+        given = {"content-type": "application/json"}
+        return given if self.prefer is None else {**given, "prefer": self.prefer}
+
+    def body(self, data: Mapping[str, Any]) -> bytes:
+        """Return the request's body for an input."""
+        wrapped = data if self.wrapped_in is None else {self.wrapped_in: data}
+        return json.dumps(wrapped, separators=(",", ":")).encode()
+
+    def output(self, answered: Any) -> Any:
+        """Return the handler's output, out of an answer's JSON; None where there is none."""
+        if self.found_in is None:
+            return answered
+        return answered.get(self.found_in) if isinstance(answered, dict) else None
+
+    def send(self, connection: http.client.HTTPConnection, data: Mapping[str, Any]) -> None:
+        """Put one task to it; ``receive`` waits for what comes of it."""
+        path = f"{self.path}once-{next(_numbers)}" if self.numbered else self.path
+        connection.request("POST", path, self.body(data), self.headers)
+
+    def receive(self, connection: http.client.HTTPConnection) -> Any:
+        """Return the output of the task that was sent.
+
+        Raises:
+            BenchmarkError: the answer is not 2xx, or has no output.
+        """
+        answered = answer(connection)
+        output = self.output(answered)
+        if output is None:
+            raise BenchmarkError(f"{self.name} answers {str(answered)[:500]}")
+        return output
+
+    def ask(self, data: Mapping[str, Any]) -> Any:
+        """Put one task to it, on a connection of its own, and return the output."""
+        connection = self.server.connect()
+        try:
+            self.send(connection, data)
+            return self.receive(connection)
+        finally:
+            connection.close()
+
+    def wait_until_answered(
+        self, data: Mapping[str, Any], expected: Any = None, poll_s: float = 0.05
+    ) -> Any:
+        """Ask until there is a 2xx answer; return the output.
+
+        Raises:
+            BenchmarkError: the output is not the one that is expected, or none came in time.
+        """
+        outputs = []
+
+        def has_answered(connection: http.client.HTTPConnection) -> bool:
+            self.send(connection, data)
+            response = connection.getresponse()
+            body = response.read()
+            if not 200 <= response.status < 300:
+                return False  # it listens, and has no worker yet
+            outputs.append(self.output(json.loads(body)))
+            return True
+
+        self.server.wait_for(has_answered, poll_s)
+        (output,) = outputs
+        if output is None or (expected is not None and output != expected):
+            raise BenchmarkError(f"{self.name} answers {str(output)[:500]}")
+        return output

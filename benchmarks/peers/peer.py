@@ -1,0 +1,72 @@
+"""What a peer is: installed, started, asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
+
+from ..candidate import Candidate
+from ..environments import peer_python
+
+TORCH = "torch==2.13.0"  # where the machine has a build for CPUs, pip should be told to take it
+
+
+class Peer(ABC):
+    """One file each. ``prepare`` it, then ``serve``.
+
+    Attributes:
+        name: what --peers calls it.
+        label: what tables call it, with its version.
+        requirements: what its environment has, beside the pydantic of this one; pinned.
+        imports: what must be importable then, as ``import`` takes it.
+        cannot: case → why it cannot do it, in words that follow "left out, ".
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    requirements: ClassVar[tuple[str, ...]] = ()
+    imports: ClassVar[str] = ""
+    cannot: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self) -> None:
+        self._pythons: dict[bool, Path] = {}
+
+    def prepare(self, cache: Path, *, torch: bool = False) -> None:
+        """Make its environment, where it is not yet; one of its own with torch.
+
+        Raises:
+            InstallError: it cannot be had here.
+        """
+        pins = (*self.requirements, f"pydantic=={version('pydantic')}", *([TORCH] * torch))
+        self._pythons[torch] = peer_python(
+            cache, self.name, pins, f"{self.imports}{', torch' * torch}"
+        )
+
+    def python(self, *, torch: bool = False) -> Path:
+        """Return the interpreter that ``prepare`` has seen to."""
+        return self._pythons[torch]
+
+    @abstractmethod
+    def serve(
+        self,
+        handlers: str,
+        workers: int = 1,
+        variables: Mapping[str, str] | None = None,
+        *,
+        torch: bool = False,
+    ) -> AbstractContextManager[Candidate]:
+        """Start it with the handler of ``sources/handlers/{handlers}.py``.
+
+        The server may not listen yet when the context is entered: ask until it answers. It ends
+        with the context.
+
+        Args:
+            handlers: the module's name.
+            workers: processes that run the handler.
+            variables: environment variables beside this process's.
+            torch: with the interpreter that has torch.
+        """
