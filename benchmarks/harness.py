@@ -13,9 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 HOST = "127.0.0.1"
 SOURCES = Path(__file__).parent / "sources"
@@ -169,12 +171,16 @@ def _has_ended(pidfd: int, within_s: float) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes], pidfd: int) -> None:
-    """Ask the process that was started here to end; kill what is left of its group.
+    """Ask the process that was started here to end; kill what is left of all that it started.
 
     It leads its session, and is not waited for until the end: so long the number is its group's
-    alone.
+    alone. Some peers put their workers into other groups, and leave them behind.
     """
+    below = psutil.Process(process.pid).children(recursive=True)
     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
     _has_ended(pidfd, STOP_LIMIT_S)
     os.killpg(process.pid, signal.SIGKILL)
+    for child in below:
+        with suppress(psutil.NoSuchProcess):  # psutil compares start times before it kills
+            child.kill()
     process.wait(STOP_LIMIT_S)

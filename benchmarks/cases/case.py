@@ -58,22 +58,30 @@ class Case:
 
 
 def able(
-    peers: Sequence[Peer], case: str, options: Options, notes: list[str], *, torch: bool = False
+    peers: Sequence[Peer],
+    case: str,
+    options: Options,
+    notes: list[str],
+    *,
+    workers: int = 1,
+    torch: bool = False,
 ) -> list[Peer]:
     """Return the peers that can do the case, installed; a note says why each other cannot."""
     found = []
     for peer in peers:
+        reason = peer.cannot.get(case)
         try:
-            reason = peer.cannot.get(case)
+            if peer.most_workers is not None and workers > peer.most_workers:
+                reason = reason or f"it has {peer.most_workers} worker at most, not {workers}"
             if reason is None:
                 peer.prepare(options.cache, torch=torch)
         except InstallError as error:
             reason = f"cannot be installed here ({error})"
         if reason is None:
             found.append(peer)
-        else:
-            notes.append(f"{peer.label}: left out, {reason}")
-            print(notes[-1], file=sys.stderr)
+        elif (note := f"{peer.label}: left out, {reason}") not in notes:
+            notes.append(note)
+            print(note, file=sys.stderr)
     return found
 
 

@@ -39,8 +39,8 @@ def _run(peers: Sequence[Peer], options: Options) -> Result:
     if not is_installed():
         raise BenchmarkError("wrk is not installed (apt-get install wrk)")
     result = Result()
-    chosen = able(peers, _NAME, options, result.notes)
     for workers in _WORKERS:
+        chosen = able(peers, _NAME, options, result.notes, workers=workers)
         rounds = _measure(chosen, workers, options, result.notes)
         result.tables.append(_table(rounds, workers))
         result.figures[f"{workers} workers"] = _figures(rounds)

@@ -39,13 +39,7 @@ class FastAPIInline(Peer):
         torch: bool = False,
     ) -> Iterator[Candidate]:
         port = free_port()
-        given = {
-            "BENCHMARK_HANDLERS": handlers,
-            "BENCHMARK_PORT": str(port),
-            "BENCHMARK_WORKERS": str(workers),
-            "PYTHONPATH": "",  # this checkout's way to its own package
-            **(variables or {}),
-        }
+        given = self.variables(handlers, workers, port, variables)
         command = [self.python(torch=torch), SOURCES / "serve_fastapi.py"]
         with serving(command, port, given) as server:
             yield Candidate(self.label, server, "/handle")

@@ -40,14 +40,8 @@ class Frozen(Peer):
         torch: bool = False,
     ) -> Iterator[Candidate]:
         """Start it; handlers run in up to 40 threads of one process, whatever ``workers`` says."""
-        del workers
         port = free_port()
-        given = {
-            "BENCHMARK_HANDLERS": handlers,
-            "BENCHMARK_PORT": str(port),
-            "PYTHONPATH": "",  # `ogpu` is the frozen module, and not this checkout
-            **(variables or {}),
-        }
+        given = self.variables(handlers, workers, port, variables)
         command = [self.python(torch=torch), SOURCES / "serve_frozen.py"]
         with serving(command, port, given) as server:
             server.wait_for(_is_up)

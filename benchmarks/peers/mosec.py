@@ -38,11 +38,6 @@ class Mosec(Peer):
         command = [self.python(torch=torch), SOURCES / "serve_mosec.py", "--address", HOST]
         command += ["--port", str(port), "--log-level", "warning"]
         command += ["--max-body-size", str(_MAX_BODY_BYTES), "--timeout", str(_TIMEOUT_MS)]
-        given = {
-            "BENCHMARK_HANDLERS": handlers,
-            "BENCHMARK_WORKERS": str(workers),
-            "PYTHONPATH": "",  # this checkout's way to its own package
-            **(variables or {}),
-        }
+        given = self.variables(handlers, workers, port, variables)
         with serving([*map(str, command)], port, given) as server:
             yield Candidate(self.label, server, "/inference")

@@ -24,6 +24,7 @@ class Peer(ABC):
         requirements: what its environment has, beside the pydantic of this one; pinned.
         imports: what must be importable then, as ``import`` takes it.
         cannot: case → why it cannot do it, in words that follow "left out, ".
+        most_workers: how many processes can run the handler; None = as many as are wanted.
     """
 
     name: ClassVar[str]
@@ -31,6 +32,7 @@ class Peer(ABC):
     requirements: ClassVar[tuple[str, ...]] = ()
     imports: ClassVar[str] = ""
     cannot: ClassVar[Mapping[str, str]] = {}
+    most_workers: ClassVar[int | None] = None
 
     def __init__(self) -> None:
         self._pythons: dict[bool, Path] = {}
@@ -49,6 +51,18 @@ class Peer(ABC):
     def python(self, *, torch: bool = False) -> Path:
         """Return the interpreter that ``prepare`` has seen to."""
         return self._pythons[torch]
+
+    def variables(
+        self, handlers: str, workers: int, port: int, others: Mapping[str, str] | None
+    ) -> dict[str, str]:
+        """Return what the programs in sources/ read from their environment."""
+        return {
+            "BENCHMARK_HANDLERS": handlers,
+            "BENCHMARK_WORKERS": str(workers),
+            "BENCHMARK_PORT": str(port),
+            "PYTHONPATH": "",  # this checkout's way to its own package
+            **(others or {}),
+        }
 
     @abstractmethod
     def serve(

@@ -1,4 +1,7 @@
-"""The chosen handler in a bare FastAPI app, in the web server's own process and loop."""
+"""The chosen handler in a bare FastAPI app, in the web server's own process.
+
+On its loop if it is quick, else in its threads.
+"""
 
 import os
 from collections.abc import AsyncIterator
@@ -20,9 +23,17 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-@app.post("/handle")
-async def handle(data: chosen.Input) -> chosen.Output:
-    return chosen.handle(data)
+if chosen.QUICK:
+
+    @app.post("/handle")
+    async def handle(data: chosen.Input) -> chosen.Output:
+        return chosen.handle(data)
+
+else:
+
+    @app.post("/handle")
+    def handle(data: chosen.Input) -> chosen.Output:
+        return chosen.handle(data)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The handlers that are measured, a module each, the same for every peer.
 
 A module has ``Input`` and ``Output`` (pydantic models), ``load()``, which every worker calls before
-its first task, ``handle(Input) -> Output``, and ``TIMEOUT_S`` for those that stop a handler. Some
-have ``handle_many(list[Input]) -> list[Output]`` for those that batch, and ``prepare()``, which is
-called before ``load()``: once, before there are workers, by those that can.
+its first task, ``handle(Input) -> Output``, and ``TIMEOUT_S`` for those that stop a handler.
+``QUICK`` says whether it may run on a server's event loop, as its author would let it, since nobody
+waits long then. Some have ``handle_many(list[Input]) -> list[Output]`` for those that batch, and
+``prepare()``, which is called before ``load()``: once, before there are workers, by those that can.
 """
 
 import importlib

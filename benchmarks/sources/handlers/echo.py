@@ -3,6 +3,7 @@
 from pydantic import BaseModel
 
 TIMEOUT_S = 30
+QUICK = True
 
 
 class Text(BaseModel):
