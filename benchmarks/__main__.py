@@ -17,6 +17,7 @@ from typing import Any
 from . import report
 from .cases import CASES
 from .cases.case import Options, Result
+from .disk import describe_disk
 from .environments import default_cache
 from .harness import BenchmarkError, run
 from .peers import PEERS
@@ -26,7 +27,7 @@ def main() -> None:
     asked = parse(sys.argv[1:])
     options = Options(asked.rounds, asked.seconds, asked.cache)
     peers = [PEERS[name] for name in asked.peers]
-    facts = report.environment()
+    facts = {**report.environment(), "disk": describe_disk()}
     results: dict[str, Result] = {}
     failed: dict[str, str] = {}
     for name in asked.cases:
@@ -88,7 +89,14 @@ def _positive(given: str) -> int:
 def _markdown(
     facts: dict[str, Any], options: Options, results: dict[str, Result], failed: dict[str, str]
 ) -> str:
-    parts = [f"{report.describe(facts)}; {options.rounds} rounds of {options.seconds} s"]
+    disk = facts["disk"]
+    about = (
+        f"{report.describe(facts)}; state on {disk['filesystem']}, where an fdatasync of 4 KiB "
+        f"takes {disk['fdatasync_us']} µs; {options.rounds} rounds of {options.seconds} s"
+    )
+    parts = [about]
+    if disk["filesystem"] == "tmpfs":
+        parts.append("**The state was on tmpfs, where keeping it costs little: set TMPDIR.**")
     for name, result in results.items():
         parts.append(f"### {name}")
         for table in result.tables:
