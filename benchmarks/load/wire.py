@@ -124,15 +124,18 @@ class Client(asyncio.Protocol):
         self._head = f"POST {path}%s HTTP/1.1\r\nhost: {HOST}:{port}\r\n"
         self._head += "content-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
         self._parser = httptools.HttpResponseParser(self)
-        self._address = ""
+        self._address = ""  # of the task that is not answered yet
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._book.fail("the service has closed a connection of the load")
+        if self._address:  # an idle one may be closed
+            self._book.fail(f"the connection was closed before {self._address} was answered")
 
     def post(self, address: str, body: str) -> None:
+        if self._transport.is_closing():
+            self._book.fail(f"the connection was closed before {address} was posted")
         self._address = address
         self._transport.write((self._head % (address, len(body), body)).encode())
 
@@ -141,10 +144,11 @@ class Client(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
+        address, self._address = self._address, ""
         if status in (200, 202):  # 200: the sink itself, when its limit is measured
-            self._book.accepted(self._address)
+            self._book.accepted(address)
         else:
-            self._book.fail(f"{self._address} was answered {status}")
+            self._book.fail(f"{address} was answered {status}")
 
 
 class _Sink(asyncio.Protocol):
