@@ -1,6 +1,9 @@
 """The cases, in the order in which they run."""
 
-from . import backlog, delivery, echo
+from . import backlog, batching, delivery, echo, payload
 from .case import Case
 
-CASES: dict[str, Case] = {case.name: case for case in (echo.CASE, delivery.CASE, backlog.CASE)}
+CASES: dict[str, Case] = {
+    case.name: case
+    for case in (echo.CASE, payload.CASE, delivery.CASE, backlog.CASE, batching.CASE)
+}

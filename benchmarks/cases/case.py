@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..environments import InstallError
 from ..harness import BenchmarkError
 from ..peers.peer import Peer
 from ..rounds import first_line
+
+Started = TypeVar("Started")
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,16 @@ def started(
     stack: ExitStack,
     peers: Sequence[Peer],
     notes: list[str],
-    start: Callable[[ExitStack, Peer], Any],
-) -> Iterator[tuple[Peer, Any]]:
-    """Yield each peer with what ``start`` gives; a note says why one did not start."""
+    start: Callable[[ExitStack, Peer], Started],
+    when: str = "",
+) -> Iterator[tuple[Peer, Started]]:
+    """Yield each peer with what ``start`` gives; a note says why, and when, one did not start."""
     for peer in peers:
         with ExitStack() as own:  # what a failed start has entered ends here
             try:
                 thing = start(own, peer)
             except BenchmarkError as error:
-                notes.append(f"{peer.label}: no figures, {first_line(error)}")
+                notes.append(f"{when}{peer.label}: no figures, {first_line(error)}")
                 print(f"{peer.label}: no figures, {error}", file=sys.stderr)
                 continue
             stack.push(own.pop_all())

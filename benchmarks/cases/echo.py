@@ -59,7 +59,7 @@ def _measure(
     with ExitStack() as stack:
         turns = {
             peer.label: _turn(candidate, options.seconds)
-            for peer, candidate in started(stack, peers, notes, start)
+            for peer, candidate in started(stack, peers, notes, start, f"{workers} workers: ")
         }
         rounds = measure(turns, options.rounds, _tell)
     notes += [f"{workers} workers: {note}" for note in rounds.notes]

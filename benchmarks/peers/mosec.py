@@ -37,7 +37,7 @@ class Mosec(Peer):
         port = free_port()
         command = [self.python(torch=torch), SOURCES / "serve_mosec.py", "--address", HOST]
         command += ["--port", str(port), "--log-level", "warning"]
-        command += ["--max-body-size", str(_MAX_BODY_BYTES), "--timeout", str(_TIMEOUT_MS)]
+        command += ["--max-request-size", str(_MAX_BODY_BYTES), "--timeout", str(_TIMEOUT_MS)]
         given = self.variables(handlers, workers, port, variables)
         with serving([*map(str, command)], port, given) as server:
             yield Candidate(self.label, server, "/inference")

@@ -14,8 +14,6 @@ from ..environments import InstallError
 from ..harness import HOST, SOURCES, free_port, serving
 from .peer import Peer
 
-_PATH = "/run/handle/"
-
 
 class Ours(Peer):
     """One worker or more, the journal on disk, a task address of its own for each request."""
@@ -48,8 +46,9 @@ class Ours(Peer):
             "OGPU_STATE_DIR": self.state_dir,
             **(variables or {}),
         }
+        function = "handle_many" if "BENCHMARK_BATCH_SIZE" in settings else "handle"
         with serving([self.python(torch=torch), SOURCES / "serve_ogpu.py"], port, settings) as it:
-            yield Candidate(self.label, it, _PATH, True, "wait=30", found_in="result")
+            yield Candidate(self.label, it, f"/run/{function}/", True, "wait=30", found_in="result")
 
 
 class OursInMemory(Ours):
