@@ -11,6 +11,7 @@ from typing import Any
 
 from .harness import BenchmarkError, Server, answer
 
+_REFUSALS = (400, 413, 422, 500)  # what waiting does not change
 _numbers = itertools.count(1)
 
 
@@ -25,6 +26,7 @@ class Candidate:
         numbered: each task needs a path of its own: ``path`` and a number, or a word.
         prefer: the Prefer header that makes it wait for the result.
         wrapped_in: the key that an input is put under in the request; none where it is the body.
+        listed: inputs and outputs are lists of one.
         found_in: the key that an output is found under in the answer; none where it is the body.
         answers: whether the answer has the output; False where results only go to CALLBACK_URL.
     """
@@ -35,6 +37,7 @@ class Candidate:
     numbered: bool = False
     prefer: str | None = None
     wrapped_in: str | None = None
+    listed: bool = False
     found_in: str | None = None
     answers: bool = True
 
@@ -45,11 +48,14 @@ class Candidate:
 
     def body(self, data: Mapping[str, Any]) -> bytes:
         """Return the request's body for an input."""
-        wrapped = data if self.wrapped_in is None else {self.wrapped_in: data}
+        wrapped: object = data if self.wrapped_in is None else {self.wrapped_in: data}
+        wrapped = [wrapped] if self.listed else wrapped
         return json.dumps(wrapped, separators=(",", ":")).encode()
 
     def output(self, answered: Any) -> Any:
         """Return the handler's output, out of an answer's JSON; None where there is none."""
+        if self.listed and isinstance(answered, list) and len(answered) == 1:
+            answered = answered[0]
         if self.found_in is None:
             return answered
         return answered.get(self.found_in) if isinstance(answered, dict) else None
@@ -94,6 +100,9 @@ class Candidate:
             self.send(connection, data)
             response = connection.getresponse()
             body = response.read()
+            if response.status in _REFUSALS:
+                message = f"{self.name} answers {response.status}: {body[:300]!r}"
+                raise BenchmarkError(self.server.with_log(message))
             if not 200 <= response.status < 300:
                 return False  # it listens, and has no worker yet
             outputs.append(self.output(json.loads(body)))

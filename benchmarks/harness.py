@@ -60,6 +60,11 @@ class Server:
     def log_tail(self) -> str:
         return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
 
+    def with_log(self, message: str) -> str:
+        """Put the last thing that was logged into the first line, and more of it below."""
+        log = self.log_tail().strip()
+        return f"{message}; its log ends with: {log.splitlines()[-1] if log else 'nothing'}\n{log}"
+
     def wait_for(
         self, is_ready: Callable[[http.client.HTTPConnection], bool], poll_s: float = 0.05
     ) -> None:
@@ -67,7 +72,7 @@ class Server:
         limit = time.monotonic() + START_LIMIT_S
         while time.monotonic() < limit:
             if _has_ended(self._pidfd, 0):
-                raise BenchmarkError(f"the server has ended:\n{self.log_tail()}")
+                raise BenchmarkError(self.with_log("the server has ended"))
             connection = self.connect()
             try:
                 if is_ready(connection):
@@ -78,7 +83,7 @@ class Server:
                 time.sleep(poll_s)
             finally:
                 connection.close()
-        raise BenchmarkError(f"not ready within {START_LIMIT_S:g} s:\n{self.log_tail()}")
+        raise BenchmarkError(self.with_log(f"not ready within {START_LIMIT_S:g} s"))
 
 
 @contextmanager

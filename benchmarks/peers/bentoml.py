@@ -48,4 +48,5 @@ class BentoML(Peer):
             "BENTOML_DO_NOT_TRACK": "True",
         }
         with serving(command, port, given) as server:
-            yield Candidate(self.label, server, "/handle")
+            # Batched, each request is a list of inputs, of which BentoML makes one with others.
+            yield Candidate(self.label, server, "/handle", listed="BENCHMARK_BATCH_SIZE" in given)

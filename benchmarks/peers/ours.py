@@ -14,6 +14,8 @@ from ..environments import InstallError
 from ..harness import HOST, SOURCES, free_port, serving
 from .peer import Peer
 
+_PACKAGE = Path(__file__).parents[2] / "src"
+
 
 class Ours(Peer):
     """One worker or more, the journal on disk, a task address of its own for each request."""
@@ -40,6 +42,7 @@ class Ours(Peer):
         port = free_port()
         settings = {
             "BENCHMARK_HANDLERS": handlers,
+            "PYTHONPATH": str(_PACKAGE),  # whatever is installed
             "OGPU_HOST": HOST,
             "OGPU_PORT": str(port),
             "OGPU_WORKERS": str(workers),
