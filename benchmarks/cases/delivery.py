@@ -23,6 +23,7 @@ from pathlib import Path
 from .. import report
 from ..candidate import Candidate
 from ..disk import folder_bytes
+from ..goals import at_least
 from ..harness import HOST, BenchmarkError
 from ..load.deliveries import SLACK_S, Deliveries
 from ..noise import watch_others
@@ -36,6 +37,7 @@ _ALONE = "load and sink alone"
 _CONCURRENCY = 32
 _WARM_UP_S = 1
 _EXIT_SLACK_S = 10
+_LEAST = {"ogpu-frozen": 10, "ogpu-memory": 0.75}
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def _run(peers: Sequence[Peer], options: Options) -> Result:
     result.notes += rounds.notes
     result.tables.append(_table(rounds))
     result.figures = _figures(rounds)
+    rates = rounds.values(lambda turn: turn.seen.delivered_per_s)
+    result.notes += at_least("delivered/s", rates, peers, _LEAST)
     return result
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 from .. import report
 from ..candidate import Candidate
+from ..goals import at_least, at_most, for_each
 from ..harness import BenchmarkError
 from ..load.wrk import Load, is_installed, load
 from ..peers.peer import Peer
@@ -25,6 +26,7 @@ _BODY = {"text": "hello world"}
 _WORKERS = (1, 2)
 _CONCURRENCY = 32
 _WARM_UP_S = 1
+_LEAST = {"ogpu-memory": 0.75, "fastapi": 1.5, "mosec": 2, "litserve": 12}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def _run(peers: Sequence[Peer], options: Options) -> Result:
         rounds = _measure(chosen, workers, options, result.notes)
         result.tables.append(_table(rounds, workers))
         result.figures[f"{workers} workers"] = _figures(rounds)
+        result.notes += _goals(rounds, peers, workers)
     return result
 
 
@@ -71,6 +74,17 @@ def _turn(candidate: Candidate, seconds: int) -> Callable[[int], Turn]:
         load(candidate, _BODY, f"{number}-full", _CONCURRENCY, seconds),
         load(candidate, _BODY, f"{number}-alone", 1, seconds),
     )
+
+
+def _goals(rounds: Rounds[Turn], peers: Sequence[Peer], workers: int) -> list[str]:
+    rates = rounds.values(lambda turn: turn.full.requests_per_s)
+    if workers > 1:
+        return at_least(f"requests/s with {workers} workers", rates, peers, {"mosec": 1})
+    latencies = rounds.values(lambda turn: turn.alone.p50_us)
+    return [
+        *at_least("requests/s", rates, peers, _LEAST),
+        *at_most("p50 alone", latencies, peers, for_each(peers, 1)),
+    ]
 
 
 def _tell(turn: Turn) -> str:

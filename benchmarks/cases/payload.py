@@ -15,6 +15,7 @@ from dataclasses import asdict
 
 from .. import report
 from ..candidate import Candidate
+from ..goals import at_least, for_each
 from ..load.payloads import Exchange, exchange
 from ..peers.peer import Peer
 from ..rounds import Rounds, measure, ratio_cell, ratios
@@ -34,6 +35,9 @@ def _run(peers: Sequence[Peer], options: Options) -> Result:
         rounds = _measure(chosen, size_mib, options, result.notes)
         result.tables.append(_table(rounds, size_mib))
         result.figures[f"{size_mib} MiB"] = _figures(rounds, size_mib)
+        if size_mib == 1:
+            rates = rounds.values(lambda seen: seen.requests_per_s)
+            result.notes += at_least("MiB/s of 1 MiB", rates, peers, for_each(peers, 1))
     return result
 
 
