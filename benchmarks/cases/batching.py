@@ -88,7 +88,9 @@ def _mean_batch_size(candidate: Candidate) -> float:
     """Put 32 tasks to it at once; return the mean over the batches that they made."""
     with ThreadPoolExecutor(_CLIENTS) as clients:
         sizes = [one["together"] for one in clients.map(candidate.ask, [_BODY] * _CLIENTS)]
-    return len(sizes) / sum(1 / size for size in sizes)  # each batch is told once by each task
+    return len(sizes) / sum(
+        1 / float(size) for size in sizes
+    )  # each batch is told once by each task
 
 
 def _tell(turn: Turn) -> str:

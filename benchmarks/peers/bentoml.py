@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import ClassVar
 
 from ..candidate import Candidate
@@ -41,8 +42,14 @@ class BentoML(Peer):
         torch: bool = False,
     ) -> Iterator[Candidate]:
         port = free_port()
-        command = [self.python(torch=torch), "-m", "bentoml", "serve", "serve_bentoml:Service"]
-        command += ["--working-dir", SOURCES, "--host", HOST, "--port", str(port), "--quiet"]
+        command: list[str | Path] = [
+            self.python(torch=torch),
+            "-m",
+            "bentoml",
+            "serve",
+            "serve_bentoml:Service",
+        ]
+        command += ["--working-dir", str(SOURCES), "--host", HOST, "--port", str(port), "--quiet"]
         given = {
             **self.variables(handlers, workers, port, variables),
             "BENTOML_DO_NOT_TRACK": "True",
