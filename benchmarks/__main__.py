@@ -121,6 +121,9 @@ def _content(
             for name, result in results.items()
         },
         "failed": failed,
+        "packages": {
+            name: packages for name in asked.peers if (packages := PEERS[name].packages())
+        },
     }
 
 

@@ -41,22 +41,29 @@ def peer_python(cache: Path, name: str, requirements: Sequence[str], imports: st
     digest = hashlib.sha256("\n".join(requirements).encode()).hexdigest()[:8]
     folder = cache / f"{name}-{version}-{digest}"
     python = folder / "bin" / "python"
-    installed = folder / "installed"  # written last: an install that was cut short is made again
+    installed = (
+        folder / "installed"
+    )  # what is in it; written last: an install that was cut short is made again
     if installed.exists():
         return python
     print(f"Installing {' '.join(requirements)} into {folder}", file=sys.stderr)
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     _run([str(python), "-m", "pip", "install", "--quiet", "--no-input", *requirements])
     _run([str(python), "-I", "-c", f"import {imports}"])
-    installed.write_text("\n".join(requirements) + "\n", encoding="utf-8")
+    installed.write_text(_run([str(python), "-m", "pip", "freeze"]), encoding="utf-8")
     return python
 
 
-def _run(command: list[str]) -> None:
+def packages(python: Path) -> list[str]:
+    """Return what the environment of an interpreter was made with, as pip writes it."""
+    return (python.parents[1] / "installed").read_text(encoding="utf-8").splitlines()
+
+
+def _run(command: list[str]) -> str:
     try:
-        subprocess.run(
+        return subprocess.run(
             command, capture_output=True, text=True, timeout=_INSTALL_LIMIT_S, check=True
-        )
+        ).stdout
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or error.stdout).strip().splitlines()
         raise InstallError(lines[-1] if lines else str(error)) from error

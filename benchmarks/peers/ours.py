@@ -30,6 +30,9 @@ class Ours(Peer):
             raise InstallError("torch is not installed in the interpreter that runs this")
         self._pythons[torch] = Path(sys.executable)
 
+    def packages(self) -> dict[str, list[str]]:
+        return {}  # the versions of the running interpreter are told anyway
+
     @contextmanager
     def serve(
         self,

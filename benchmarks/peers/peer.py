@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..candidate import Candidate
-from ..environments import peer_python
+from ..environments import packages, peer_python
 
 TORCH = "torch==2.13.0"  # where the machine has a build for CPUs, pip should be told to take it
 
@@ -51,6 +51,10 @@ class Peer(ABC):
     def python(self, *, torch: bool = False) -> Path:
         """Return the interpreter that ``prepare`` has seen to."""
         return self._pythons[torch]
+
+    def packages(self) -> dict[str, list[str]]:
+        """Return what is in each environment that was used, by the environment's folder."""
+        return {python.parents[1].name: packages(python) for python in set(self._pythons.values())}
 
     def variables(
         self, handlers: str, workers: int, port: int, others: Mapping[str, str] | None
