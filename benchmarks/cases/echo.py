@@ -45,7 +45,7 @@ def _run(peers: Sequence[Peer], options: Options) -> Result:
         chosen = able(peers, _NAME, options, result.notes, workers=workers)
         rounds = _measure(chosen, workers, options, result.notes)
         result.tables.append(_table(rounds, workers))
-        result.figures[f"{workers} workers"] = _figures(rounds)
+        result.figures[_with(workers)] = _figures(rounds)
         result.notes += _goals(rounds, peers, workers)
     return result
 
@@ -62,10 +62,10 @@ def _measure(
     with ExitStack() as stack:
         turns = {
             peer.label: _turn(candidate, options.seconds)
-            for peer, candidate in started(stack, peers, notes, start, f"{workers} workers: ")
+            for peer, candidate in started(stack, peers, notes, start, f"{_with(workers)}: ")
         }
         rounds = measure(turns, options.rounds, _tell)
-    notes += [f"{workers} workers: {note}" for note in rounds.notes]
+    notes += [f"{_with(workers)}: {note}" for note in rounds.notes]
     return rounds
 
 
@@ -76,10 +76,14 @@ def _turn(candidate: Candidate, seconds: int) -> Callable[[int], Turn]:
     )
 
 
+def _with(workers: int) -> str:
+    return f"{workers} worker{'s' * (workers > 1)}"
+
+
 def _goals(rounds: Rounds[Turn], peers: Sequence[Peer], workers: int) -> list[str]:
     rates = rounds.values(lambda turn: turn.full.requests_per_s)
     if workers > 1:
-        return at_least(f"requests/s with {workers} workers", rates, peers, {"mosec": 1})
+        return at_least(f"requests/s with {_with(workers)}", rates, peers, {"mosec": 1})
     latencies = rounds.values(lambda turn: turn.alone.p50_us)
     return [
         *at_least("requests/s", rates, peers, _LEAST),
@@ -118,7 +122,7 @@ def _table(rounds: Rounds[Turn], workers: int) -> Table:
         "ours / this one",
         "CPUs used by others, max",
     ]
-    return Table(f"{workers} worker{'s' * (workers > 1)}:", header, rows)
+    return Table(f"{_with(workers)}:", header, rows)
 
 
 def _figures(rounds: Rounds[Turn]) -> dict[str, object]:
