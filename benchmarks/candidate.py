@@ -5,14 +5,30 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .harness import BenchmarkError, Server, answer
+from .harness import START_LIMIT_S, BenchmarkError, Server, answer
 
 _REFUSALS = (400, 413, 422, 500)  # what waiting does not change
 _numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one task.
+
+    Attributes:
+        at: the time of day at which it was here.
+        output: the handler's; none where it is not a good answer.
+        words: what the client was told, for people.
+    """
+
+    at: float
+    output: Any
+    words: str
 
 
 @dataclass(frozen=True)
@@ -60,10 +76,11 @@ class Candidate:
             return answered
         return answered.get(self.found_in) if isinstance(answered, dict) else None
 
-    def send(self, connection: http.client.HTTPConnection, data: Mapping[str, Any]) -> None:
-        """Put one task to it; ``receive`` waits for what comes of it."""
+    def send(self, connection: http.client.HTTPConnection, data: Mapping[str, Any]) -> str:
+        """Put one task to it, and return its address; ``receive`` waits for what comes of it."""
         path = f"{self.path}once-{next(_numbers)}" if self.numbered else self.path
         connection.request("POST", path, self.body(data), self.headers)
+        return path.rpartition("/")[2]
 
     def receive(self, connection: http.client.HTTPConnection) -> Any:
         """Return the output of the task that was sent.
@@ -85,6 +102,59 @@ class Candidate:
             return self.receive(connection)
         finally:
             connection.close()
+
+    def exchange(self, data: Mapping[str, Any], limit_s: float) -> Answer | None:
+        """Put one task to it and say what was answered, good or not; None when nothing was.
+
+        Raises:
+            OSError, http.client.HTTPException: nobody listens, or the connection was cut.
+        """
+        connection = self.server.connect()
+        connection.timeout = limit_s
+        try:
+            self.send(connection, data)
+            response = connection.getresponse()
+            at, body = time.time(), response.read()
+        except TimeoutError:
+            return None
+        finally:
+            connection.close()
+        return self._judged(at, response.status, body)
+
+    def _judged(self, at: float, status: int, body: bytes) -> Answer:
+        try:
+            answered = json.loads(body)
+        except ValueError:
+            return Answer(at, None, str(status))
+        is_good = 200 <= status < 300
+        state = answered.get("state") if isinstance(answered, dict) else None
+        return Answer(
+            at,
+            self.output(answered) if is_good else None,
+            str(status) if state is None else f"{status}, {state}",
+        )
+
+    def wait_until_exchanged(
+        self, data: Mapping[str, Any], expected: Any = None, poll_s: float = 0.05
+    ) -> Any:
+        """Exchange until there is a good answer; return the output.
+
+        Raises:
+            BenchmarkError: the output is not the one that is expected, or none came in time.
+        """
+        limit = time.monotonic() + START_LIMIT_S
+        while (left_s := limit - time.monotonic()) > 0:
+            self.server.see_alive()
+            try:
+                answer = self.exchange(data, left_s)
+            except (OSError, http.client.HTTPException):
+                answer = None  # nothing listens yet
+            if answer is not None and answer.output is not None:
+                if expected is not None and answer.output != expected:
+                    raise BenchmarkError(f"{self.name} answers {str(answer.output)[:500]}")
+                return answer.output
+            time.sleep(poll_s)
+        raise BenchmarkError(self.server.with_log(f"not ready within {START_LIMIT_S:g} s"))
 
     def wait_until_answered(
         self, data: Mapping[str, Any], expected: Any = None, poll_s: float = 0.05

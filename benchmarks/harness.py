@@ -65,14 +65,26 @@ class Server:
         log = self.log_tail().strip()
         return f"{message}; its log ends with: {log.splitlines()[-1] if log else 'nothing'}\n{log}"
 
+    def see_alive(self) -> None:
+        """Raise BenchmarkError where its main process has ended."""
+        if _has_ended(self._pidfd, 0):
+            raise BenchmarkError(self.with_log("the server has ended"))
+
+    def kill(self) -> None:
+        """End it and all that it has started at once: nobody who hangs is waited for."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        os.killpg(self.process.pid, signal.SIGKILL)  # not waited for yet: the number is its own
+        for process in below:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def wait_for(
         self, is_ready: Callable[[http.client.HTTPConnection], bool], poll_s: float = 0.05
     ) -> None:
         """Ask on a fresh connection until ``is_ready`` says yes."""
         limit = time.monotonic() + START_LIMIT_S
         while time.monotonic() < limit:
-            if _has_ended(self._pidfd, 0):
-                raise BenchmarkError(self.with_log("the server has ended"))
+            self.see_alive()
             connection = self.connect()
             try:
                 if is_ready(connection):

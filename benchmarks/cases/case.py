@@ -105,3 +105,16 @@ def started(
                 continue
             stack.push(own.pop_all())
         yield peer, thing
+
+
+def twice(start: Callable[[], Started]) -> Started:
+    """Start a server, and once more where that fails.
+
+    BentoML looks for free ports of its own and binds them later; in between, a connection of who
+    asks whether it is ready may have got one.
+    """
+    try:
+        return start()
+    except BenchmarkError as error:
+        print(f"once more: {first_line(error)}", file=sys.stderr)
+        return start()

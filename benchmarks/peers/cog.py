@@ -13,8 +13,9 @@ from .peer import Peer
 
 _VERSION = "0.23.1"
 # It refuses (409) what comes while all are taken, and one is taken until after the answer was sent:
-# as many as a load has connections are too few. Only quick handlers get them (serve_cog.py).
+# as many as a load has connections are too few. Only quick handlers can have them (serve_cog.py).
 _CONCURRENCY = 64
+_QUICK = ("echo",)
 
 
 class Cog(Peer):
@@ -43,7 +44,7 @@ class Cog(Peer):
             **self.variables(handlers, workers, port, variables),
             "PORT": str(port),
             "COG_PREDICT_TYPE_STUB": f"{SOURCES / 'serve_cog.py'}:Runner",
-            "COG_MAX_CONCURRENCY": str(_CONCURRENCY),
+            "COG_MAX_CONCURRENCY": str(_CONCURRENCY if handlers in _QUICK else 1),
             "COG_LOG_LEVEL": "warning",
             "PATH": f"{python.parent}:{os.environ['PATH']}",  # it starts `python` to predict with
             "PYTHONPATH": str(SOURCES),  # the runner is no program that has a folder

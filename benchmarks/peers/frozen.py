@@ -16,6 +16,7 @@ _VERSION = "0.2.3"
 # The same web server and models as here, so that the difference is the module's own. What it
 # sends callbacks with, and uvicorn's loop and parser, are what its own requirements bring.
 _SAME = ("fastapi", "uvicorn")
+_POLL_S = 0.002
 _NO_ANSWER = "it answers before the handler has run, and has no other way to tell a result"
 
 
@@ -24,9 +25,11 @@ class Frozen(Peer):
     label = f"ogpu.service {_VERSION} (frozen)"
     requirements = (f"ogpu[service]=={_VERSION}", *(f"{name}=={version(name)}" for name in _SAME))
     imports = "ogpu.service"
+    answers = False
     cannot: ClassVar[Mapping[str, str]] = {
         "echo": _NO_ANSWER,
         "payload": _NO_ANSWER,
+        "memory": "its handlers are threads of one process: there are no two workers",
         "batching": "it has no batches",
     }
 
@@ -44,7 +47,7 @@ class Frozen(Peer):
         given = self.variables(handlers, workers, port, variables)
         command = [self.python(torch=torch), SOURCES / "serve_frozen.py"]
         with serving(command, port, given) as server:
-            server.wait_for(_is_up)
+            server.wait_for(_is_up, _POLL_S)
             yield Candidate(self.label, server, "/run/handle/", True, answers=False)
 
 

@@ -23,6 +23,8 @@ class Peer(ABC):
         label: what tables call it, with its version.
         requirements: what its environment has, beside the pydantic of this one; pinned.
         imports: what must be importable then, as ``import`` takes it.
+        environment: what its folder is called where two peers are the same package.
+        answers: whether an answer has the output; False where results only go to CALLBACK_URL.
         cannot: case → why it cannot do it, in words that follow "left out, ".
         most_workers: how many processes can run the handler; None = as many as are wanted.
     """
@@ -31,6 +33,8 @@ class Peer(ABC):
     label: ClassVar[str]
     requirements: ClassVar[tuple[str, ...]] = ()
     imports: ClassVar[str] = ""
+    environment: ClassVar[str] = ""
+    answers: ClassVar[bool] = True
     cannot: ClassVar[Mapping[str, str]] = {}
     most_workers: ClassVar[int | None] = None
 
@@ -45,7 +49,7 @@ class Peer(ABC):
         """
         pins = (*self.requirements, f"pydantic=={version('pydantic')}", *([TORCH] * torch))
         self._pythons[torch] = peer_python(
-            cache, self.name, pins, f"{self.imports}{', torch' * torch}"
+            cache, self.environment or self.name, pins, f"{self.imports}{', torch' * torch}"
         )
 
     def python(self, *, torch: bool = False) -> Path:

@@ -33,7 +33,7 @@ else:
 
 @bentoml.service(
     workers=int(os.environ["BENCHMARK_WORKERS"]),
-    traffic={"timeout": 30},
+    traffic={"timeout": chosen.TIMEOUT_S},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )

@@ -44,7 +44,7 @@ if __name__ == "__main__":
         accelerator="cpu",
         devices=1,
         workers_per_device=int(os.environ["BENCHMARK_WORKERS"]),
-        timeout=30,
+        timeout=chosen.TIMEOUT_S,
         fast_queue=True,
     )
     server.run(
