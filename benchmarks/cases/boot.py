@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from .. import report
 from ..called import exchanging
+from ..goals import at_most, for_each
 from ..peers.peer import Peer
 from ..rounds import Rounds, measure, ratio_cell
 from .case import Case, Options, Result, Table, able, twice
@@ -47,6 +48,8 @@ def _run(peers: Sequence[Peer], options: Options) -> Result:
         result.notes += [f"{variant.words}: {note}" for note in rounds.notes]
         result.tables.append(_table(rounds, variant))
         result.figures[variant.words] = rounds.figures
+        if variant.has_torch:
+            result.notes += at_most("boot with torch", rounds.figures, peers, for_each(peers, 1))
     return result
 
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ from .hang import GONE_LIMIT_S, NEXT_LIMIT_S, Hang, hang_once
 _NAME = "hung"
 _TIMEOUT_S = 1
 _REPEAT = 4
+_GOAL_MS = 20
+_GOAL_TORCH_MS = 40
 _NOT_GONE = f"no ({GONE_LIMIT_S:g} s)"
 _NEVER = f"never ({NEXT_LIMIT_S:g} s)"
 _RATIO = "ours / this one, of what both come back from"
@@ -47,12 +50,14 @@ def _run(peers: Sequence[Peer], options: Options) -> Result:
     plain = _measure(chosen, options, imported="")
     result.notes += plain.notes
     _add(result, plain, "plain")
+    result.notes += _goals(plain.figures, "", _GOAL_MS)
     backs = [peer for peer in chosen if _comes_back(plain.figures.get(peer.label, []))]
     left_out: list[str] = []
     backs = able(backs, _NAME, options, left_out, torch=True)
     with_torch = _measure(backs, options, imported="torch")
     result.notes += [f"with torch: {note}" for note in left_out + with_torch.notes]
     _add(result, with_torch, "torch")
+    result.notes += _goals(with_torch.figures, " with torch", _GOAL_TORCH_MS)
     return result
 
 
@@ -145,6 +150,22 @@ def _add(result: Result, rounds: Rounds[Turn], variant: str) -> None:
         ]
         for name, turns in rounds.figures.items()
     }
+
+
+def _goals(figures: Mapping[str, Sequence[Turn]], variant: str, goal_ms: float) -> list[str]:
+    """Say of each way to hang whether we come back from it as soon as is aimed at."""
+    ours = figures.get(OURS, [])
+    notes = []
+    for kind, words in KINDS.items():
+        hangs = [hang for turn in ours for hang in turn.get(kind, [])]
+        if hangs:
+            median = statistics.median(hang.next_ms or math.inf for hang in hangs)
+            reached = "reached" if median <= goal_ms else "**not reached**"
+            notes.append(
+                f"Goal: next good result{variant}, {words}, p50 at most {goal_ms} ms: "
+                f"{reached} ({median:.1f})"
+            )
+    return notes
 
 
 def _ratio_cell(figures: Mapping[str, Sequence[Turn]], name: str) -> str:

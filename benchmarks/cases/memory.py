@@ -18,6 +18,7 @@ import psutil
 from .. import report
 from ..called import exchanging
 from ..candidate import Candidate
+from ..goals import at_most, for_each
 from ..harness import BenchmarkError, Server
 from ..peers.peer import Peer
 from ..rounds import Rounds, measure, ratio_cell
@@ -28,6 +29,7 @@ _WORKERS = 2
 _LIMIT_S = 60.0
 _BODY = {"text": "read"}
 _MIB = 2**20
+_TO_A_BARE_POOL = 1.05
 
 
 def _run(peers: Sequence[Peer], options: Options) -> Result:
@@ -38,6 +40,8 @@ def _run(peers: Sequence[Peer], options: Options) -> Result:
     result.notes += rounds.notes
     result.tables.append(_table(rounds))
     result.figures["pss_mib"] = rounds.figures
+    bounds = {**for_each(peers, 1), "pebble-tuned": _TO_A_BARE_POOL}
+    result.notes += at_most("memory", rounds.figures, peers, bounds)
     return result
 
 
