@@ -29,6 +29,7 @@ from .hang import GONE_LIMIT_S, NEXT_LIMIT_S, Hang, hang_once
 _NAME = "hung"
 _TIMEOUT_S = 1
 _REPEAT = 4
+_MEANWHILE_MS = -100  # some milliseconds: its clock started before the handler, with the request
 _GOAL_MS = 20
 _GOAL_TORCH_MS = 40
 _NOT_GONE = f"no ({GONE_LIMIT_S:g} s)"
@@ -179,7 +180,7 @@ def _ratio_cell(figures: Mapping[str, Sequence[Turn]], name: str) -> str:
 def next_ratio(ours: Turn, other: Turn) -> float | None:
     """Return our p50 over another's, of the ways to hang that both have come back from.
 
-    None where there is none: not from a single one, or only as it runs tasks beside a hung one.
+    None where there is none: not from a single one, or its work goes on beside the next task.
     """
     both = [kind for kind in ours if _all_after(ours[kind]) and _all_after(other.get(kind, []))]
     if not both:
@@ -192,8 +193,8 @@ def next_ratio(ours: Turn, other: Turn) -> float | None:
 
 
 def _all_after(hangs: Sequence[Hang]) -> bool:
-    """Whether a good result has followed each of them, after its deadline."""
-    return bool(hangs) and all(hang.next_ms is not None and hang.next_ms > 0 for hang in hangs)
+    """Whether each of them has ended, and a good result has followed, after its deadline."""
+    return bool(hangs) and all(hang.is_over and (hang.next_ms or 0) > 0 for hang in hangs)
 
 
 def _next(hangs: Sequence[Hang]) -> str:
@@ -221,7 +222,7 @@ def times_cell(times: Sequence[float | None], never: str) -> str:
     came = [time for time in times if time is not None]
     if not came:
         return never
-    if max(came) < 0:
+    if max(came) < _MEANWHILE_MS:
         return "before the deadline"
     cell = f"{statistics.median(came):.1f} ({max(came):.1f})"
     missing = len(times) - len(came)
