@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +88,7 @@ def hang_once(candidate: Candidate, kind: str, mark: Path, timeout_s: float) -> 
     for path in (mark, mark.with_suffix(".ended"), mark.with_suffix(".child")):
         path.unlink(missing_ok=True)
     limit_s = timeout_s + NEXT_LIMIT_S
-    hung = _Asking(candidate, kind, _BEGIN_LIMIT_S + limit_s, again=False)
-    who = _begun(mark, candidate)
+    hung, who = _begun(candidate, kind, mark, limit_s)
     following = _Asking(candidate, _NEXT["text"], limit_s, again=True)
     deadline = who["at"] + timeout_s
     with _pidfd(int(who["pid"])) as work, _child(mark, kind) as child:
@@ -150,13 +149,18 @@ def _told(
     )
 
 
-def _begun(mark: Path, candidate: Candidate) -> dict[str, float]:
-    limit = time.monotonic() + _BEGIN_LIMIT_S
-    while time.monotonic() < limit:
-        with suppress(FileNotFoundError):
-            return dict(json.loads(mark.read_text(encoding="ascii")))
-        time.sleep(_AGAIN_S)
-    raise BenchmarkError(f"the handler has not begun:\n{candidate.server.log_tail()}")
+def _begun(
+    candidate: Candidate, kind: str, mark: Path, limit_s: float
+) -> tuple[_Asking, dict[str, float]]:
+    """Ask until the handler has begun: Cog refuses for a moment what comes after an answer."""
+    until = time.monotonic() + _BEGIN_LIMIT_S
+    while time.monotonic() < until:
+        asking = _Asking(candidate, kind, _BEGIN_LIMIT_S + limit_s, again=False)
+        while time.monotonic() < until and asking.answer is None:
+            if mark.exists():
+                return asking, json.loads(mark.read_text(encoding="ascii"))
+            time.sleep(_AGAIN_S)
+    raise BenchmarkError(candidate.server.with_log("the handler has not begun"))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ OVER = Hang(told="504", told_ms=1.0, gone_ms=2.0, child_gone_ms=None, has_child=
         ([3.0, 1.0, 2.04], "2.0 (3.0)"),
         ([None, None], NEVER),
         ([], "-"),
-        ([-500.0, -20.0], "before the deadline"),
+        ([-500.0, -200.0], "before the deadline"),
         ([-3.0, -1.0], "-2.0 (-1.0)"),
         ([5.0, None], f"5.0 (5.0); {NEVER}: 1 of 2"),
     ],
