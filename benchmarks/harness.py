@@ -174,11 +174,15 @@ def answer(connection: http.client.HTTPConnection) -> Any:
 
 
 def _own_environment() -> dict[str, str]:
-    """Return this process's environment, less the variables that would reach someone else."""
+    """Return this process's environment, less what would reach someone else, or slow a start.
+
+    Without bytecode files this checkout would be compiled at every start, and installed peers not.
+    """
     return {
         name: value
         for name, value in os.environ.items()
-        if name != "CALLBACK_URL" and not name.lower().endswith("_proxy")
+        if name not in {"CALLBACK_URL", "PYTHONDONTWRITEBYTECODE"}
+        and not name.lower().endswith("_proxy")
     }
 
 
