@@ -43,18 +43,19 @@ def _run(peers: Sequence[Peer], options: Options) -> Result:
     result = Result()
     for variant in _VARIANTS:
         chosen = able(peers, _NAME, options, result.notes, torch=variant.has_torch)
-        turns = {_label(peer): _turn(peer, variant) for peer in chosen}
+        turns = {peer.label: _turn(peer, variant) for peer in chosen}
         rounds = measure(turns, options.rounds, lambda boot_s: f"{boot_s:.2f} s")
         result.notes += [f"{variant.words}: {note}" for note in rounds.notes]
+        result.notes += [
+            f"{variant.words}: {peer.label} has {_workers(peer)} worker"
+            for peer in chosen
+            if _workers(peer) < _WORKERS
+        ]
         result.tables.append(_table(rounds, variant))
         result.figures[variant.words] = rounds.figures
         if variant.has_torch:
             result.notes += at_most("boot with torch", rounds.figures, peers, for_each(peers, 1))
     return result
-
-
-def _label(peer: Peer) -> str:
-    return peer.label if _workers(peer) == _WORKERS else f"{peer.label}, {_workers(peer)} worker"
 
 
 def _workers(peer: Peer) -> int:
