@@ -32,6 +32,7 @@ _BEGIN_LIMIT_S = 60.0
 _POLL_S = 0.005
 _AGAIN_S = 0.002
 _PATIENCE_S = 2.0
+_EARLY_S = 0.02
 _NEXT = {"text": "next"}
 
 
@@ -95,8 +96,13 @@ def hang_once(candidate: Candidate, kind: str, mark: Path, timeout_s: float) -> 
         gone = _Gone(who, work, mark.with_suffix(".ended"))
         child_gone = None if child is None else _Gone(None, child, None)
         while _is_awaited([gone, child_gone], [hung, following], time.time() - deadline):
-            awaited = [one.pidfd for one in (gone, child_gone) if one and one.at is None]
-            select.select(awaited, [], [], _POLL_S)
+            awaited = [
+                one.pidfd
+                for one in (gone, child_gone)
+                if one is not None and one.at is None and one.pidfd is not None
+            ]
+            # Nothing to look for before the deadline but the end of a process, which wakes us.
+            select.select(awaited, [], [], max(_POLL_S, deadline - time.time() - _EARLY_S))
         if child is not None and child_gone is not None and child_gone.at is None:
             signal.pidfd_send_signal(child, signal.SIGKILL)
     return _told(deadline, hung, following, gone, child_gone)
@@ -106,15 +112,15 @@ class _Gone:
     """Looks whether a process, or one thread of it, has ended; keeps the first moment."""
 
     def __init__(self, who: dict[str, float] | None, pidfd: int | None, ended: Path | None) -> None:
-        self._thread = who and Path(f"/proc/{who['pid']}/task/{who['thread']}")
+        self._thread = None if who is None else Path(f"/proc/{who['pid']}/task/{who['thread']}")
         self.pidfd = pidfd
         self._ended = ended
         self.at: float | None = time.time() if pidfd is None else None
 
     def look(self) -> None:
+        has_ended = self.pidfd is not None and select.select([self.pidfd], [], [], 0)[0]
         if self.at is None and (
-            select.select([self.pidfd], [], [], 0)[0]
-            or (self._thread is not None and not self._thread.exists())
+            has_ended or (self._thread is not None and not self._thread.exists())
         ):
             self.at = time.time()
         if self.at is None and self._ended is not None and self._ended.exists():

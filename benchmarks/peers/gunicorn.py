@@ -40,7 +40,7 @@ class Gunicorn(Peer):
             **self.variables(handlers, workers, port, variables),
             "PYTHONPATH": str(SOURCES),  # the application is no program that has a folder
         }
-        command = [self.python(torch=torch), "-m", "gunicorn", "serve_gunicorn:application"]
+        command = [str(self.python(torch=torch)), "-m", "gunicorn", "serve_gunicorn:application"]
         command += ["--bind", f"{HOST}:{port}", "--worker-class", "gthread", "--threads", "8"]
         command += ["--dirty-app", "serve_gunicorn:Handler", "--dirty-workers", str(workers)]
         # It takes whole seconds.
