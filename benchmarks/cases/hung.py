@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ..called import exchanging
 from ..candidate import Candidate
+from ..peers.pebble import PebbleTuned
 from ..peers.peer import Peer
 from ..report import spread
 from ..rounds import NO_RATIO, OURS, Rounds, measure
@@ -166,15 +167,26 @@ def _goals(figures: Mapping[str, Sequence[Turn]], variant: str, goal_ms: float) 
                 f"Goal: next good result{variant}, {words}, p50 at most {goal_ms} ms: "
                 f"{reached} ({median:.1f})"
             )
+    if ratios := _ratios(figures, PebbleTuned.label):
+        ratio = statistics.median(ratios)
+        notes.append(
+            f"Goal: next good result{variant} at most 1 times that of {PebbleTuned.label}: "
+            f"{'reached' if ratio <= 1 else '**not reached**'} ({ratio:.2f})"
+        )
     return notes
 
 
 def _ratio_cell(figures: Mapping[str, Sequence[Turn]], name: str) -> str:
-    if name == OURS or OURS not in figures:
-        return "1" if name == OURS else NO_RATIO
-    pairs = zip(figures[OURS], figures[name], strict=True)
-    ratios = [ratio for ours, other in pairs if (ratio := next_ratio(ours, other)) is not None]
+    if name == OURS:
+        return "1"
+    ratios = _ratios(figures, name)
     return spread(ratios, ".2f") if ratios else NO_RATIO
+
+
+def _ratios(figures: Mapping[str, Sequence[Turn]], name: str) -> list[float]:
+    """Return our p50 over another's, round by round, where there is one."""
+    pairs = zip(figures.get(OURS, []), figures.get(name, []), strict=False)  # one may have none
+    return [ratio for ours, other in pairs if (ratio := next_ratio(ours, other)) is not None]
 
 
 def next_ratio(ours: Turn, other: Turn) -> float | None:
