@@ -32,10 +32,11 @@ from ..task import (
     TaskState,
     WorkerReference,
 )
-from .commits import GroupCommit, Record, Round, Then
+from .commits import GroupCommit, Pace
 from .database import Database
 from .deliveries import Delivery, DeliveryUpdate, Lane
 from .pruning import DISK_LIMITS, MEMORY_LIMITS, Pruner
+from .rounds import Record, Round, Then
 from .rows import task_id
 
 Listener = Callable[[Task], None]
@@ -149,7 +150,7 @@ class Journal:
         task = Task(number, task_id(self._id, number), function, address, body, timeout_s)
         record = Record(task, stored=False)
         self._remember(record)
-        self._commits.touch(record, soon=False)
+        self._commits.touch(record, Pace.LAZY)
         return task
 
     async def stored(self, task: Task) -> None:
@@ -158,6 +159,7 @@ class Journal:
         Raises:
             JournalError: it could not be written.
         """
+        self._promise(task)
         await self._commits.stored(task.number)
         if self._was_withdrawn(task):
             raise JournalError(self.trouble or _WITHDRAWN)
@@ -176,7 +178,13 @@ class Journal:
             error = JournalError(self.trouble or _WITHDRAWN)
             asyncio.get_running_loop().call_soon(then, error)
         else:
+            self._promise(task)
             self._commits.when_stored(task.number, then)
+
+    def _promise(self, task: Task) -> None:
+        record = self._records.get(task.number)
+        if record is not None:
+            record.is_promised = True
 
     def _was_withdrawn(self, task: Task) -> bool:
         return task.number not in self._records and not task.state.is_terminal
@@ -229,11 +237,13 @@ class Journal:
 
     def _record(self, task: Task) -> None:
         record = self._records[task.number]
-        # A callback waits for the end of its task. And of a task that was answered 202 the disk is
-        # soon to know that it runs; one whose client waits is written once, when it is over.
-        is_begun = record.has_row and task.state is TaskState.RUNNING
-        soon = is_begun or task.callback.state is CallbackState.PENDING
-        self._commits.touch(record, soon=soon)
+        if task.callback.state is CallbackState.PENDING:
+            pace = Pace.SOON
+        elif record.is_promised and task.state is TaskState.RUNNING:
+            pace = Pace.SHORTLY
+        else:
+            pace = Pace.LAZY
+        self._commits.touch(record, pace)
         _tell(self._on_transition, task)
 
     # --- delivery
