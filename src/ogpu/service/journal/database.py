@@ -48,9 +48,14 @@ Body = tuple[int, bytes]
 
 @dataclass(slots=True)
 class Batch:
-    """What one commit writes. ``settled``: the tasks whose inputs are not needed any more."""
+    """What one commit writes.
+
+    ``pending``: tasks that have ended, and whose callback is due from their end on; ``settled``:
+    tasks whose inputs are not needed any more.
+    """
 
     tasks: list[Row] = field(default_factory=list)
+    pending: list[Row] = field(default_factory=list)
     inputs: list[Body] = field(default_factory=list)
     results: list[Body] = field(default_factory=list)
     deliveries: list[Row] = field(default_factory=list)
@@ -169,7 +174,14 @@ class Database:
         results, large_results = _split(batch.results)
         cells = tuple(
             to_json(part).decode()
-            for part in (batch.tasks, inputs, results, batch.deliveries, batch.settled)
+            for part in (  # as the columns of the view
+                batch.tasks,
+                batch.pending,
+                inputs,
+                results,
+                batch.deliveries,
+                batch.settled,
+            )
         )
         if not large_inputs and not large_results:
             self._connection.execute(schema.WRITE_BATCH, cells)

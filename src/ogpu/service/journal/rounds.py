@@ -14,7 +14,7 @@ from ..logger import logger
 from ..task import Task
 from .database import Batch
 from .deliveries import DeliveryUpdate
-from .rows import row_of
+from .rows import is_pending, row_of
 
 Then = Callable[[JournalError | None], None]
 
@@ -100,7 +100,7 @@ class Round:
         batch = Batch()
         for number, record in self.records.items():
             task = record.task
-            batch.tasks.append(row_of(task))
+            (batch.pending if is_pending(task) else batch.tasks).append(row_of(task))
             if task.result is not None:
                 batch.results.append((number, task.result))
             if not task.is_active:
