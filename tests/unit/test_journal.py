@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ogpu.service.errors import FailureReason, JournalError, TaskError
 from ogpu.service.journal import Database, DeliveryUpdate, Lane, commits, pruning
-from ogpu.service.journal.database import Batch
+from ogpu.service.journal.batch import Batch
 from ogpu.service.task import CallbackState, Outcome, Progress, Task, TaskState
 from support.journal import (
     NOW,

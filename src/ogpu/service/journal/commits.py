@@ -24,7 +24,8 @@ from typing import Protocol, TypeVar
 from ..errors import JournalError
 from ..logger import logger
 from ..metrics import Metrics
-from .database import Database, Written
+from .batch import Written
+from .database import Database
 from .deliveries import DeliveryUpdate
 from .rounds import Record, Round, Then
 

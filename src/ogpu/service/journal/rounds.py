@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ..errors import JournalError
 from ..logger import logger
 from ..task import Task
-from .database import Batch
+from .batch import Batch
 from .deliveries import DeliveryUpdate
 from .rows import is_pending, row_of
 

@@ -36,6 +36,8 @@ MIGRATIONS = (
     CREATE TABLE inputs (number INTEGER PRIMARY KEY, body BLOB NOT NULL);
     CREATE TABLE results (number INTEGER PRIMARY KEY, body BLOB NOT NULL);
     """,
+    # (names.py has it, and why)
+    "DROP INDEX tasks_by_address;",
 )
 
 TASK_COLUMNS = (
