@@ -22,7 +22,7 @@ from unittest import mock
 
 from ogpu.service.errors import FailureReason, TaskError
 from ogpu.service.journal import Database, Journal, Lane, StateFolder, commits
-from ogpu.service.journal.database import Batch, Kept
+from ogpu.service.journal.batch import Batch, Forgotten
 from ogpu.service.metrics import Metrics
 from ogpu.service.task import CallbackState, Outcome, Task, TaskState, WorkerReference
 
@@ -102,7 +102,7 @@ class FrailDatabase(Database):
         self._check()
         return super().probe()
 
-    def prune(self, *limits: Any, **named: Any) -> Kept:
+    def prune(self, *limits: Any, **named: Any) -> list[Forgotten]:
         pruned = super().prune(*limits, **named)
         self.prunes += 1
         return pruned
@@ -232,7 +232,8 @@ class Life:
         self.database = FrailDatabase(self._folder)
         self._patches = ExitStack()
         for name, value in {
-            "LAZY_S": lazy_s, "RETRY_S": 0.0, "ThreadPoolExecutor": lambda *_, **__: _AtOnce()
+            "LAZY_S": lazy_s, "SHORTLY_S": lazy_s, "EVERY_S": 0.0, "RETRY_S": 0.0,
+            "ThreadPoolExecutor": lambda *_, **__: _AtOnce()
         }.items():  # fmt: skip
             self._patches.enter_context(mock.patch.object(commits, name, value))
         try:

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ogpu.service.errors import FailureReason, JournalError, TaskError
-from ogpu.service.journal import Database, DeliveryUpdate, Lane, pruning
-from ogpu.service.journal.database import Batch
+from ogpu.service.journal import Database, DeliveryUpdate, Lane, commits, pruning
+from ogpu.service.journal.batch import Batch
 from ogpu.service.task import CallbackState, Outcome, Progress, Task, TaskState
 from support.journal import (
     NOW,
@@ -58,6 +58,50 @@ async def test_what_nobody_waits_for_is_written_within_a_moment(tmp_path: Path) 
         other = sqlite3.connect(tmp_path / "journal.db")
         assert other.execute("SELECT state FROM tasks").fetchall() == [("succeeded",)]
         other.close()
+
+
+@on_loop
+async def test_that_a_promised_task_runs_is_written_shortly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its attempt counts after a crash; of a task whose client waits the end alone is written."""
+    monkeypatch.setattr(commits, "LAZY_S", 3600)
+    async with opened(tmp_path) as (journal, database):
+        await until(lambda: database.prunes, "the first look at what is too old, which commits")
+        awaited = journal.accept("f", "awaited", b"{}", 60.0)
+        await journal.settle()
+        commits_before = database.commits
+        journal.start(awaited, WORKER, NOW)
+        later = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(3 * commits.SHORTLY_S, later.set_result, None)
+        await later
+        assert database.commits == commits_before
+        promised = await accepted(journal, "promised")
+        journal.start(promised, WORKER, NOW)
+        await until(lambda: database.commits > commits_before + 1, "a commit", timeout_s=1)
+        await until(lambda: not journal._commits.will_write(promised.number), "it is over")
+        other = sqlite3.connect(tmp_path / "journal.db")
+        assert other.execute("SELECT DISTINCT state FROM tasks").fetchall() == [("running",)]
+        other.close()
+
+
+@on_loop
+async def test_in_a_crowd_commits_wait_for_one_another_and_alone_none_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those who come after a crowd share a commit, which begins when there are enough of them."""
+    monkeypatch.setattr(commits, "EVERY_S", 3600)
+    async with opened() as (journal, database):
+        for number in range(9):
+            await asyncio.wait_for(accepted(journal, f"alone{number}"), 1)
+        await asyncio.gather(*(accepted(journal, f"a{n}") for n in range(commits.CROWD)))
+        before = database.commits
+        others = [
+            asyncio.ensure_future(accepted(journal, f"b{n}")) for n in range(commits.ENOUGH - 1)
+        ]
+        assert (await asyncio.wait(others, timeout=0.05))[0] == set()
+        await asyncio.wait_for(asyncio.gather(accepted(journal, "the last"), *others), 1)
+        assert database.commits == before + 1
 
 
 @on_loop

@@ -129,7 +129,26 @@ async def test_a_journal_of_an_older_schema_is_brought_up_to_date(
             assert await journal.inputs([1, 2], MOST) == {1: b"{1}"}
             assert database._connection.execute("SELECT n FROM more").fetchall() == [(1,)]
     monkeypatch.setattr(journal_schema, "MIGRATIONS", first)
-    assert "newer ogpu-service (schema 2" in reopen(tmp_path)
+    assert f"newer ogpu-service (schema {len(first) + 1}" in reopen(tmp_path)
+
+
+@on_loop
+async def test_a_journal_of_the_first_schema_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tasks are found by their names, and are over, or run, as they were to."""
+    with monkeypatch.context() as old:
+        old.setattr(journal_schema, "MIGRATIONS", journal_schema.MIGRATIONS[:1])
+        async with opened(tmp_path) as (journal, _):
+            for address in ("twice", "twice", "over"):
+                await ended(journal, address)
+            await accepted(journal, "queued", b"{1}")
+    async with opened(tmp_path) as (journal, database):
+        numbers = {a: [t.number for t in await journal.find(a)] for a in ("twice", "over", "no")}
+        assert numbers == {"twice": [2], "over": [3], "no": []}
+        assert [task.address for task in journal.unfinished()] == ["queued"]
+        found = database._connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
+        assert ("tasks_by_address",) not in found.fetchall()
 
 
 def test_a_folder_is_one_process_s_at_a_time_and_free_after_its_death(

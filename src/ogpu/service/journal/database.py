@@ -15,7 +15,6 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -24,6 +23,7 @@ from pydantic_core import to_json
 from ..errors import JournalError
 from ..task import CallbackState, Task, TaskState
 from . import schema
+from .batch import Batch, Forgotten, Kept, Written, small_and_large
 from .deliveries import Delivery, Lane
 from .disk import Disk
 from .folder import StateFolder
@@ -31,8 +31,6 @@ from .rows import Row, task_of
 
 MEMORY = ":memory:"
 _FILE = "journal.db"
-# A body that is larger goes as it is; a smaller one travels as a JSON string with the others.
-_INLINE_BODY_BYTES = 32 * 1024
 _COLUMNS = ", ".join(schema.TASK_COLUMNS)
 _OVER = (
     f"state NOT IN ('{TaskState.QUEUED.value}', '{TaskState.RUNNING.value}') "
@@ -42,35 +40,6 @@ _OVER = (
 PRUNE_AT_ONCE = 250
 _LONGEST_PAUSE_S = 2 * 86_400.0
 _AT = {name: index for index, name in enumerate(schema.TASK_COLUMNS)}
-
-Body = tuple[int, bytes]
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one commit writes. ``settled``: the tasks whose inputs are not needed any more."""
-
-    tasks: list[Row] = field(default_factory=list)
-    inputs: list[Body] = field(default_factory=list)
-    results: list[Body] = field(default_factory=list)
-    deliveries: list[Row] = field(default_factory=list)
-    settled: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """How long a commit took, and why no new task should follow it (None: there is room)."""
-
-    took_s: float
-    trouble: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """How much of what is over the database holds."""
-
-    tasks: int
-    result_bytes: int
 
 
 class Database:
@@ -165,11 +134,18 @@ class Database:
         started = time.perf_counter()
         body_bytes = sum(len(body) for _, body in chain(batch.inputs, batch.results))
         self._disk.require(body_bytes, is_new=bool(batch.inputs))
-        inputs, large_inputs = _split(batch.inputs)
-        results, large_results = _split(batch.results)
+        inputs, large_inputs = small_and_large(batch.inputs)
+        results, large_results = small_and_large(batch.results)
         cells = tuple(
             to_json(part).decode()
-            for part in (batch.tasks, inputs, results, batch.deliveries, batch.settled)
+            for part in (  # as the columns of the view
+                batch.tasks,
+                batch.pending,
+                inputs,
+                results,
+                batch.deliveries,
+                batch.settled,
+            )
         )
         if not large_inputs and not large_results:
             self._connection.execute(schema.WRITE_BATCH, cells)
@@ -229,30 +205,31 @@ class Database:
             execute(f"PRAGMA incremental_vacuum({self._disk.vacuum_pages})").fetchall()
             execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def prune(self, excess: Kept, finished_before: float) -> Kept:
+    def prune(self, excess: Kept, finished_before: float) -> list[Forgotten]:
         """Forget the oldest of what is over, as much as is too much, and what ended long ago.
 
-        It forgets PRUNE_AT_ONCE tasks at most; return how much that was.
+        It forgets PRUNE_AT_ONCE tasks at most; return which.
 
         Raises:
             sqlite3.Error: nothing was forgotten.
         """
         is_crowded = excess.tasks > 0 or excess.result_bytes > 0
         oldest = self._connection.execute(
-            f"SELECT number, result_bytes, finished_at < ? FROM tasks WHERE {_OVER} "  # noqa: S608 - constants
+            f"SELECT {', '.join(Forgotten._fields)}, finished_at < ? FROM tasks WHERE {_OVER} "  # noqa: S608 - constants
             "AND (? OR finished_at < ?) ORDER BY number LIMIT ?",
             (finished_before, is_crowded, finished_before, PRUNE_AT_ONCE),
         )
-        rows: list[tuple[int, int]] = []
+        forgotten: list[Forgotten] = []
         left_tasks, left_bytes = excess.tasks, excess.result_bytes
-        for number, size, is_old in oldest.fetchall():
+        for *columns, is_old in oldest.fetchall():
             if is_old or left_tasks > 0 or left_bytes > 0:
-                rows.append((number, size))
+                task = Forgotten(*columns)
+                forgotten.append(task)
                 left_tasks -= 1
-                left_bytes -= size
-        if not rows:
-            return Kept(0, 0)
-        numbers = to_json([number for number, _ in rows]).decode()
+                left_bytes -= task.result_bytes
+        if not forgotten:
+            return []
+        numbers = to_json([task.number for task in forgotten]).decode()
         with self._transaction():
             for table in ("tasks", "inputs", "results"):
                 self._connection.execute(
@@ -260,7 +237,7 @@ class Database:
                     "WHERE number IN (SELECT value FROM json_each(?))",
                     (numbers,),
                 )
-        return Kept(len(rows), sum(size for _, size in rows))
+        return forgotten
 
     # --- reading
 
@@ -275,16 +252,18 @@ class Database:
         """Return the tasks that have not ended, in the order of their acceptance."""
         return self._tasks(f"state IN ('{TaskState.QUEUED.value}', '{TaskState.RUNNING.value}')")
 
-    def undelivered_names(self) -> list[tuple[str, str]]:
-        """Return function and address of the tasks whose callback is pending."""
-        return self._connection.execute(
-            f"SELECT function, address FROM tasks WHERE callback = '{CallbackState.PENDING.value}'"  # noqa: S608 - constants
-        ).fetchall()
+    def names(self) -> Iterator[tuple[int, str, str, bool]]:
+        """Return number, function and address of all tasks, and whether a callback is pending."""
+        yield from self._connection.execute(
+            f"SELECT number, function, address, callback = '{CallbackState.PENDING.value}' "  # noqa: S608 - constants
+            "FROM tasks"
+        )
 
-    def find(self, address: str) -> list[Task]:
-        """Return the newest task of each function that knows this address."""
-        newest = "SELECT max(number) FROM tasks WHERE address = ? GROUP BY function"
-        return [self._task(row) for row in self._rows(f"number IN ({newest})", (address,))]
+    def find(self, numbers: Iterable[int]) -> list[Task]:
+        """Return the tasks with these numbers, of which some may be forgotten."""
+        wanted = to_json(list(numbers)).decode()
+        condition = "number IN (SELECT value FROM json_each(?))"
+        return [self._task(row) for row in self._rows(condition, (wanted,))]
 
     def page(
         self, state: TaskState | None, below: int | None, limit: int, most_bytes: int
@@ -368,17 +347,3 @@ class Database:
 def _size_of(row: Row) -> int:
     """Estimate how many bytes a row's task takes as JSON."""
     return 1000 + int(row[_AT["result_bytes"]]) + len(row[_AT["details"]])
-
-
-def _split(bodies: list[Body]) -> tuple[list[tuple[int, str]], list[Body]]:
-    """Tell the bodies that can travel as JSON strings from the large and the odd ones."""
-    small, large = [], []
-    for number, body in bodies:
-        if len(body) <= _INLINE_BODY_BYTES and b"\0" not in body:
-            try:
-                small.append((number, body.decode()))
-                continue
-            except UnicodeDecodeError:
-                pass  # a worker may send anything; as it is, it is kept
-        large.append((number, body))
-    return small, large

@@ -32,10 +32,12 @@ from ..task import (
     TaskState,
     WorkerReference,
 )
-from .commits import GroupCommit, Record, Round, Then
+from .commits import GroupCommit, Pace
 from .database import Database
 from .deliveries import Delivery, DeliveryUpdate, Lane
+from .names import Names
 from .pruning import DISK_LIMITS, MEMORY_LIMITS, Pruner
+from .rounds import Record, Round, Then
 from .rows import task_id
 
 Listener = Callable[[Task], None]
@@ -60,8 +62,9 @@ class Journal:
         self._last_number = database.last_number
         self._lanes = frozenset(lanes)
         self._commits = GroupCommit(database, metrics, self)
+        self._names = Names()
         self._pruner = Pruner(
-            self._commits, DISK_LIMITS if self.durable else MEMORY_LIMITS, task_ttl_s
+            self._commits, self._names, DISK_LIMITS if self.durable else MEMORY_LIMITS, task_ttl_s
         )
         self._records: dict[int, Record] = {}
         self._by_address: dict[str, list[Task]] = {}
@@ -108,10 +111,16 @@ class Journal:
         tasks = await self._commits.read(Database.unfinished)
         for task in tasks:
             self._remember(Record(task, stored=True))
-        names = await self._commits.read(Database.undelivered_names)
-        self._undelivered.update(map(hash, names))
+        await self._commits.read(self._take_names)
         self._pruner.start()
         return tasks
+
+    def _take_names(self, database: Database) -> None:
+        """Read all names, in the journal's thread, while nobody asks for one yet."""
+        for number, function, address, is_pending in database.names():
+            self._names.note(function, address, number)
+            if is_pending:
+                self._undelivered[hash((function, address))] += 1
 
     async def settle(self) -> None:
         """Wait until everything that has happened until now is on the disk, or cannot be."""
@@ -149,7 +158,7 @@ class Journal:
         task = Task(number, task_id(self._id, number), function, address, body, timeout_s)
         record = Record(task, stored=False)
         self._remember(record)
-        self._commits.touch(record, soon=False)
+        self._commits.touch(record, Pace.LAZY)
         return task
 
     async def stored(self, task: Task) -> None:
@@ -158,6 +167,7 @@ class Journal:
         Raises:
             JournalError: it could not be written.
         """
+        self._promise(task)
         await self._commits.stored(task.number)
         if self._was_withdrawn(task):
             raise JournalError(self.trouble or _WITHDRAWN)
@@ -176,7 +186,13 @@ class Journal:
             error = JournalError(self.trouble or _WITHDRAWN)
             asyncio.get_running_loop().call_soon(then, error)
         else:
+            self._promise(task)
             self._commits.when_stored(task.number, then)
+
+    def _promise(self, task: Task) -> None:
+        record = self._records.get(task.number)
+        if record is not None:
+            record.is_promised = True
 
     def _was_withdrawn(self, task: Task) -> bool:
         return task.number not in self._records and not task.state.is_terminal
@@ -229,11 +245,13 @@ class Journal:
 
     def _record(self, task: Task) -> None:
         record = self._records[task.number]
-        # A callback waits for the end of its task. And of a task that was answered 202 the disk is
-        # soon to know that it runs; one whose client waits is written once, when it is over.
-        is_begun = record.has_row and task.state is TaskState.RUNNING
-        soon = is_begun or task.callback.state is CallbackState.PENDING
-        self._commits.touch(record, soon=soon)
+        if task.callback.state is CallbackState.PENDING:
+            pace = Pace.SOON
+        elif record.is_promised and task.state is TaskState.RUNNING:
+            pace = Pace.SHORTLY
+        else:
+            pace = Pace.LAZY
+        self._commits.touch(record, pace)
         _tell(self._on_transition, task)
 
     # --- delivery
@@ -277,21 +295,24 @@ class Journal:
         Raises:
             JournalError: the journal cannot be read or written.
         """
-        if function is not None:
-            known = self.find_active(function, address)
-            if known is not None:
-                if known.state.is_terminal:
-                    await self.stored(known)
-                return [known]
-        found = {task.function: task for task in await self._read_all(address)}
-        for task in list(self._by_address.get(address, ())):
-            found[task.function] = task
+        known = {  # the newest of each function, which is the last
+            task.function: task
+            for task in self._by_address.get(address, ())
+            if function in (None, task.function)
+        }
+        numbers = [
+            number
+            for name, number in self._names.numbers(address, function).items()
+            if name not in known
+        ]
+        found = []
+        if numbers:
+            stored = await self._commits.read(lambda database: database.find(numbers))
+            found = [task for task in stored if task.address == address]
+        for task in known.values():
             if task.state.is_terminal:
                 await self.stored(task)
-        return [t for t in found.values() if function is None or t.function == function]
-
-    async def _read_all(self, address: str) -> list[Task]:
-        return await self._commits.read(lambda database: database.find(address))
+        return found + [task for task in known.values() if not self._was_withdrawn(task)]
 
     async def page(
         self, state: TaskState | None, below: int | None, limit: int, most_bytes: int
@@ -313,12 +334,14 @@ class Journal:
 
     def on_written(self, written: Round) -> None:
         for number, record in written.records.items():
+            task = record.task
+            self._names.note(task.function, task.address, number)
             if self._commits.will_write(number):
                 continue  # it has changed since, and what was written is history
-            if record.task.state.is_terminal:
-                self._forget(record.task)
+            if task.state.is_terminal:
+                self._forget(task)
                 self._pruner.note_end()
-            _tell(self._on_stored, record.task)
+            _tell(self._on_stored, task)
         for number, update in written.deliveries.items():
             if update.is_over and number in self._settling:
                 name = self._settling.pop(number)

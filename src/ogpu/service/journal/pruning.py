@@ -14,8 +14,10 @@ import time
 from ..ending import end_all
 from ..errors import JournalError
 from ..logger import logger
+from .batch import Forgotten, Kept
 from .commits import GroupCommit
-from .database import PRUNE_AT_ONCE, Database, Kept
+from .database import PRUNE_AT_ONCE, Database
+from .names import Names
 
 _CROWD_EVERY_S = 5.0  # how often to look whether there are too many, while tasks end
 _AGE_EVERY_S = 60.0
@@ -30,7 +32,8 @@ MEMORY_LIMITS = Kept(tasks=10_000, result_bytes=256 * 1024**2)
 class Pruner:
     """Keeps the journal within its limits."""
 
-    def __init__(self, commits: GroupCommit, limits: Kept, task_ttl_s: float) -> None:
+    def __init__(self, commits: GroupCommit, names: Names, limits: Kept, task_ttl_s: float) -> None:
+        self._names = names
         self._commits = commits
         self._limits = limits
         self._task_ttl_s = task_ttl_s
@@ -82,10 +85,12 @@ class Pruner:
         while True:
             excess = Kept(tasks - most, result_bytes - self._limits.result_bytes)
             pruned = await self._forget(excess, time.time() - self._task_ttl_s)
-            tasks -= pruned.tasks
-            result_bytes -= pruned.result_bytes
-            if pruned.tasks < PRUNE_AT_ONCE:
+            for task in pruned:
+                self._names.forget(task.function, task.address, task.number)
+            tasks -= len(pruned)
+            result_bytes -= sum(task.result_bytes for task in pruned)
+            if len(pruned) < PRUNE_AT_ONCE:
                 return
 
-    async def _forget(self, excess: Kept, finished_before: float) -> Kept:
+    async def _forget(self, excess: Kept, finished_before: float) -> list[Forgotten]:
         return await self._commits.read(lambda database: database.prune(excess, finished_before))

@@ -2,7 +2,8 @@
 
 A row is what the tables hold of a task, in the order of ``TASK_COLUMNS``; times are seconds since
 1970. Each column costs a search in the row's JSON when it is written, so what no statement asks for
-is one column, ``details``.
+is one column, ``details``, as text that SQLite need not read; and what can be told from the state
+of the callback is not in the row that is written, but in the statement (``schema.BATCH``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from ..errors import FailureReason, TaskError
 from ..task import (
@@ -28,35 +29,34 @@ Row = tuple[Any, ...]
 
 
 def row_of(task: Task) -> Row:
-    """Return a task's row. A pending callback is due from the task's end on."""
-    finished_at = _seconds(task.finished_at)
-    pending = task.callback.state is CallbackState.PENDING
+    """Return a task's row, up to the callback; of one that is pending the lane follows."""
     worker = task.worker
+    details = (
+        task.accepted_at.timestamp(),
+        _seconds(task.started_at),
+        _seconds(task.deadline),
+        task.losses,
+        worker and (worker.slot, worker.generation, worker.pid, worker.device),
+        task.progress and (task.progress.fraction, _clean(task.progress.message)),
+        task.error and {name: _clean(value) for name, value in asdict(task.error).items()},
+        _clean(task.output),
+    )
     return (
         task.number,
         task.function,
         task.address,
         task.state.value,
         task.attempt,
-        finished_at,
-        (
-            task.accepted_at.timestamp(),
-            _seconds(task.started_at),
-            _seconds(task.deadline),
-            task.losses,
-            worker and (worker.slot, worker.generation, worker.pid, worker.device),
-            task.progress and (task.progress.fraction, _clean(task.progress.message)),
-            task.error and {name: _clean(value) for name, value in asdict(task.error).items()},
-            _clean(task.output),
-        ),
+        _seconds(task.finished_at),
+        to_json(details).decode(),
         0 if task.result is None else len(task.result),
-        task.callback.state.value,
-        Lane.first_of(task.state).value if pending else None,
-        task.callback.attempts,
-        task.callback.last_error,
-        finished_at if pending else None,
-        finished_at if pending else None,
+        *((Lane.first_of(task.state).value,) if is_pending(task) else ()),
     )
+
+
+def is_pending(task: Task) -> bool:
+    """Return whether the task's callback is yet to be delivered."""
+    return task.callback.state is CallbackState.PENDING
 
 
 def task_of(row: Row, journal_id: str, result: bytes | None = None) -> Task:
