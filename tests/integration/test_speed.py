@@ -24,8 +24,8 @@ import pytest
 from support.waiting import wait_until
 
 CONNECTIONS, TURNS, REQUESTS = 32, 3, 1600
-# Measured: 0.00 (2 CPUs, AMD EPYC, CPython 3.11).
-MOST = 0.01
+# Measured: 1.12 to 1.29 (2 CPUs, AMD EPYC, CPython 3.11); before it was made faster 2.27.
+MOST = 1.7
 
 REQUEST = (
     b"POST /run/echo/task-%d HTTP/1.1\r\nhost: h\r\nprefer: wait=30\r\n"

@@ -19,7 +19,7 @@ def a_task(number: int = 1) -> Task:
 
 def end(waiters: Waiters, task: Task) -> None:
     task.advance(TaskState.SUCCEEDED)
-    waiters.on_transition(task)
+    waiters.wake(task)
 
 
 async def never() -> dict[str, str]:

@@ -25,8 +25,8 @@ class EndReporter:
         self._loop = asyncio.get_running_loop()
         self._succeeded: list[str] = []
 
-    def on_transition(self, task: Task) -> None:
-        """Take notice of a transition."""
+    def on_end(self, task: Task) -> None:
+        """Take notice of an end."""
         if task.state is TaskState.SUCCEEDED:
             if not self._succeeded:
                 self._loop.call_later(_BATCH_S, self.flush)
@@ -36,7 +36,7 @@ class EndReporter:
         elif task.state in (TaskState.TIMED_OUT, TaskState.FAILED):
             self.flush()
             _report_failure(task)
-        elif task.state.is_terminal:
+        else:
             assert task.error is not None
             logger.warning("[%s] %s", task.address, task.error.message)
 

@@ -240,19 +240,20 @@ class RunEndpoint:
         return (await self._journal.inputs([task.number], 0)).get(task.number)
 
     def _check_capacity(self) -> Response | None:
-        if self._journal.trouble is not None:
-            return self._unavailable(self._journal.trouble)
+        trouble = self._journal.trouble
+        if trouble is not None:
+            return self._unavailable(trouble)
+        if self._supervisor.has_room:
+            return None
         if not self._supervisor.accepting:
             return NOT_ACCEPTING.response(
                 f"The service is {self._supervisor.state.value}; try again later, or elsewhere.",
                 retry_after_s=self._supervisor.retry_after_s,
             )
-        if self._supervisor.queue_is_full:
-            return QUEUE_FULL.response(
-                "As many tasks are waiting as OGPU_QUEUE_SIZE allows; try again later.",
-                retry_after_s=self._supervisor.retry_after_s,
-            )
-        return None
+        return QUEUE_FULL.response(
+            "As many tasks are waiting as OGPU_QUEUE_SIZE allows; try again later.",
+            retry_after_s=self._supervisor.retry_after_s,
+        )
 
     def _unavailable(self, why: str) -> Response:
         return JOURNAL_UNAVAILABLE.response(

@@ -42,13 +42,9 @@ class Waiters:
         self._timer: asyncio.TimerHandle | None = None
         self._rings_s = math.inf
 
-    def on_transition(self, task: Task) -> None:
-        if task.number in self._waiting and task.state.is_terminal:
-            self.wake(task)
-
     def wake(self, task: Task) -> None:
         """Let the requests go on that wait for a task."""
-        for waiting in self._waiting.get(task.number, [])[:]:
+        for waiting in self._waiting.get(task.number, ())[:]:
             self._let_go(waiting)
 
     def release(self) -> None:

@@ -73,6 +73,7 @@ class Journal:
         self._undelivered: Counter[int] = Counter()
         self._settling: dict[int, int] = {}  # the hash, by number, until that is on the disk
         self._on_transition: list[Listener] = []
+        self._on_end: list[Listener] = []
         self._on_stored: list[Listener] = []
         self._on_withdrawn: list[Listener] = []
 
@@ -81,6 +82,10 @@ class Journal:
     def on_transition(self, listener: Listener) -> None:
         """Have ``listener`` called after every transition; it must not raise or block."""
         self._on_transition.append(listener)
+
+    def on_end(self, listener: Listener) -> None:
+        """Have ``listener`` called when a task has ended, likewise, and sooner than those."""
+        self._on_end.append(listener)
 
     def on_stored(self, listener: Listener) -> None:
         """Have ``listener`` called when a task, as it is now, has reached the disk."""
@@ -252,6 +257,8 @@ class Journal:
         else:
             pace = Pace.LAZY
         self._commits.touch(record, pace)
+        if task.state.is_terminal:
+            _tell(self._on_end, task)
         _tell(self._on_transition, task)
 
     # --- delivery

@@ -121,14 +121,14 @@ class Supervisor:
         return len(self._dispatcher.queue)
 
     @property
-    def queue_is_full(self) -> bool:
-        """True when no more tasks may wait."""
-        return self.queue_depth >= self._queue_size
-
-    @property
     def ready_workers(self) -> int:
         """How many workers have run @init and are alive, busy or not."""
         return sum(slot.state in (SlotState.READY, SlotState.BUSY) for slot in self.slots)
+
+    @property
+    def has_room(self) -> bool:
+        """True when a new task is welcome, and may wait."""
+        return self.accepting and len(self._dispatcher.queue) < self._queue_size
 
     @property
     def accepting(self) -> bool:
