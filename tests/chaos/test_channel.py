@@ -139,9 +139,17 @@ def test_an_answer_that_never_ends_is_ended_by_the_deadline(server: Server) -> N
     front = psutil.Process(server.process.pid)
     before = front.memory_info().rss
     with neighbours(server, "an unfinished frame", grows_bytes=130 * MB):
-        task = server.run("begins_a_frame", "guilty", {"number": 100 * MB})
+        input_ = {"number": 100 * MB, "text": "as a result"}
+        task = server.run("begins_a_frame", "guilty", input_)
         assert task["state"] == "timed_out"
         wait_until(lambda: front.memory_info().rss < before + 20 * MB, "memory is given back")
+
+
+def test_a_long_frame_that_says_nothing_is_refused_at_once(server: Server) -> None:
+    """Its header is garbage, and what would follow it is not read."""
+    with neighbours(server, "a frame that says nothing"):
+        task = server.run("begins_a_frame", "guilty", {"number": 100 * MB})
+        assert GUILTY in task["error"]["message"]
 
 
 def test_a_frame_of_a_byte_more_than_a_result_may_have_is_refused_at_once(server: Server) -> None:

@@ -102,7 +102,7 @@ def test_the_same_task_is_joined(start_server: StartServer, tmp_path: Path) -> N
     server, go = start_server(), tmp_path / "go"
     with connect(server) as first, connect(server) as second, connect(server) as third:
         first.sendall(waiting_request("one", go))
-        wait_until(lambda: server.task("one")["state"] == "running", 10)
+        server.wait_state("one", "running")
         second.sendall(waiting_request("one", go))
         third.sendall(waiting_request("one", tmp_path / "other"))
         assert read_answer(third).status == 409
@@ -145,7 +145,7 @@ def test_answers_come_in_the_order_of_the_requests(
     )
     with connect(server) as client:
         client.sendall(waiting_request("first", go))
-        wait_until(lambda: server.task("first")["state"] == "running", 10)
+        server.wait_state("first", "running")
         for at in range(0, len(rest), piece):
             client.sendall(rest[at : at + piece])
         assert not has_answer(client, 0.1)
@@ -179,10 +179,10 @@ def test_a_client_that_leaves_is_forgotten_and_its_task_is_not(
     server, go = start_server(), tmp_path / "go"
     with connect(server) as client:
         client.sendall(waiting_request("left", go))
-        wait_until(lambda: server.task("left")["state"] == "running", 10)
+        server.wait_state("left", "running")
     wait_until(lambda: connections(server) <= 1, 10)
     go.touch()
-    wait_until(lambda: server.task("left")["state"] == "succeeded", 10)
+    server.wait_state("left", "succeeded")
 
 
 def test_a_wait_that_is_over_is_answered_202(start_server: StartServer, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_who_waits_while_the_service_stops_is_answered(
     server = start_server(OGPU_DRAIN_TIMEOUT=0.2)
     with connect(server) as client:
         client.sendall(waiting_request("kept", tmp_path / "never"))
-        wait_until(lambda: server.task("kept")["state"] == "running", 10)
+        server.wait_state("kept", "running")
         server.stop()
         assert read_answer(client).json == {"task_address": "kept", "status": "accepted"}
         assert is_closed(client)

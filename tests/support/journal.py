@@ -232,7 +232,7 @@ class Life:
         self.database = FrailDatabase(self._folder)
         self._patches = ExitStack()
         for name, value in {
-            "LAZY_S": lazy_s, "SHORTLY_S": lazy_s, "EVERY_S": 0.0, "RETRY_S": 0.0,
+            "LAZY_S": lazy_s, "EVERY_S": 0.0, "RETRY_S": 0.0,
             "ThreadPoolExecutor": lambda *_, **__: _AtOnce()
         }.items():  # fmt: skip
             self._patches.enter_context(mock.patch.object(commits, name, value))

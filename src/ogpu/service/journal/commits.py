@@ -32,7 +32,6 @@ from .rounds import Record, Round, Then
 # Nobody waits for such a round, and larger ones cost less: at 50 ms the thread takes half of the
 # time for a task that it takes at 10 ms (CPU time a task, echo at concurrency 32).
 LAZY_S = 0.05
-SHORTLY_S = 0.005
 # A commit costs as much as ten rows or more. Deliveries at concurrency 32, with a commit after
 # each step: 110 µs of the thread's time and 398 µs of the loop's for a task; 6 ms apart: 53 and
 # 267. Between 3 and 6 ms apart, and with 24 to 64 for ENOUGH, the rate is the same within the noise
@@ -53,7 +52,7 @@ class Pace(IntEnum):
     # Nobody waits, and nobody has a promise: of a crash the waiting client hears itself.
     LAZY = 1  # within LAZY_S
     # A task that was answered 202 has begun, and is to count as begun if that kills the front.
-    SHORTLY = 2  # within SHORTLY_S
+    SHORTLY = 2  # when the loop's step is over, or in a crowd with its next commit
     # Somebody waits: for a 202, a callback, an answer.
     SOON = 3  # when the loop's step is over, or a little later in a crowd
     WRITING = 4  # the thread is at work
@@ -200,9 +199,12 @@ class GroupCommit:
             self._plan_for(pace)
 
     def _plan_for(self, pace: Pace) -> None:
-        wait_s = SHORTLY_S if pace is Pace.SHORTLY else LAZY_S
-        if pace is Pace.SOON:
-            wait_s = 0 if self._hurried >= ENOUGH else self._earliest_s - self._loop.time()
+        if pace is Pace.LAZY:
+            wait_s = LAZY_S
+        elif pace is Pace.SOON and self._hurried >= ENOUGH:
+            wait_s = 0.0
+        else:
+            wait_s = self._earliest_s - self._loop.time()
         if wait_s > 0:
             self._plan(pace, self._loop.call_later(wait_s, self._write))
         else:
