@@ -74,7 +74,10 @@ class Service:
 
     def standbys(self) -> list[int]:
         children = psutil.Process(self.template()).children()
-        return [child.pid for child in children if is_standby(child)]
+        found = [child.pid for child in children if is_standby(child)]
+        # One that has become a worker has the other name for a moment longer.
+        workers = [slot["pid"] for slot in self.server.workers()["workers"]] if found else []
+        return [pid for pid in found if pid not in workers]
 
     def wait_standby(self, what: str = "imported") -> int:
         """Return the one that has imported the source, or only begun with that."""
