@@ -181,7 +181,7 @@ class Metrics:
 class _Histogram(Collector):
     """A histogram with one label at most.
 
-    The library's own looks at its buckets one by one, each with a lock: 4 µs, where this takes 0.4.
+    The library's own looks at its buckets one by one, with a lock: 1.6 µs, where this takes 0.2.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """The short way to ``/run``: a request is taken and answered without a coroutine.
 
 Runs in the front. An asyncio task, a cycle of ASGI messages and two events for each request are
-most of what an HTTP framework costs: 60 of 70 µs (one CPU, a handler that does nothing).
+most of what an HTTP framework costs: FastAPI takes 130 to 145 µs of a core for an echo, and a bare
+protocol of uvloop with httptools 9.
 
 1. The connection rests, and what arrives starts with ``POST /run/``: it is parsed (``whole.py``).
    Where some of the body is missing, that is gathered, under the same limits as on the long way.
