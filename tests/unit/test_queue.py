@@ -320,7 +320,7 @@ def test_an_estimate_grows_with_the_queue_and_the_runs_and_is_bounded(
     """Whole seconds between 1 and 3,600, and never less where there is more to do."""
     estimate = Estimate()
     for took_s in runs:
-        estimate.note_run(took_s)
+        estimate.note_run("f", took_s)
     for took_s in inits:
         estimate.note_init(took_s)
     said = estimate.retry_after_s(waiting=waiting, slots=slots, ready=ready)
@@ -329,7 +329,7 @@ def test_an_estimate_grows_with_the_queue_and_the_runs_and_is_bounded(
     assert estimate.retry_after_s(waiting=waiting + 100, slots=slots, ready=ready) >= said
     assert estimate.retry_after_s(waiting=waiting, slots=slots + 1, ready=ready) <= said
     assert estimate.retry_after_s(waiting=waiting, slots=slots, ready=0) >= said
-    estimate.note_run(max(runs, default=1.0) + 1)
+    estimate.note_run("f", max(runs, default=1.0) + 1)
     assert estimate.retry_after_s(waiting=waiting, slots=slots, ready=ready) >= said
 
 
@@ -337,9 +337,9 @@ def test_an_estimate_is_what_the_queue_will_take() -> None:
     """Tasks over slots, times a run; and an @init before, where no worker is ready."""
     estimate = Estimate()
     assert estimate.retry_after_s(waiting=10, slots=2, ready=1) == 5  # a second each, as a guess
-    estimate.note_run(10)
+    estimate.note_run("f", 10)
     assert estimate.retry_after_s(waiting=10, slots=2, ready=1) == 50
-    estimate.note_run(20)  # a fifth of the way to it
+    estimate.note_run("f", 20)  # a fifth of the way to it
     assert estimate.retry_after_s(waiting=10, slots=2, ready=1) == 60
     estimate.note_init(30)
     assert estimate.retry_after_s(waiting=10, slots=2, ready=1) == 60

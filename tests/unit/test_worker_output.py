@@ -38,7 +38,9 @@ class Talk(logging.Handler):
         self.logged: list[logging.LogRecord] = []
         reader, self.writer = os.pipe()
         fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self.output = WorkerOutput(reader, 0, lambda _, line: self.told.append(line))
+        self.output = WorkerOutput(
+            reader, 0, lambda _, line: self.told.append(line), before_reading=lambda: None
+        )
         self.output.begin_tasks((TASK,))
 
     def emit(self, record: logging.LogRecord) -> None:

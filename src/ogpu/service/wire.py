@@ -9,8 +9,11 @@ A frame on a worker's channel (a stream, ``framing.py``):
     payload   the input or the output of a task: the JSON bytes as they came
 
 A packet on the template's control socket (SOCK_SEQPACKET) is a header alone; file descriptors
-travel beside it. A worker's stdout and stderr carry lines; a line that starts with LOG_MARK is a
-log record: ``[level, text]`` as JSON.
+travel beside it. A packet in the socket of orders ahead is a frame as on the channel; the front
+sends the worker its descriptor, beside one byte, before it sends anything else.
+
+A worker's stdout and stderr carry lines; a line that starts with LOG_MARK is a log record:
+``[level, text]`` as JSON.
 """
 
 from __future__ import annotations
@@ -27,12 +30,13 @@ from pydantic_core import from_json, to_json
 from . import framing
 from .errors import WireError
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 # A header holds names, numbers and at most a traceback that was cut to MAX_TEXT_CHARS.
 MAX_HEADER_BYTES = framing.MAX_HEADER_BYTES
 MAX_TEXT_CHARS = 64 * 1024
 MAX_PROGRESS_CHARS = 1000
+MAX_AHEAD_BYTES = 16 * 1024  # the largest input of an order ahead: it has to fit into one packet
 # The largest packet on the control socket. A launch order is below 10 kB; JSON makes at most six
 # bytes of a character.
 MAX_PACKET_BYTES = 128 * 1024
@@ -175,7 +179,8 @@ class Run:
     answered by itself.
 
     The deadline comes twice, or not at all: in seconds since 1970, as it is shown, and on the
-    monotonic clock, which is one for the whole machine, to count down by.
+    monotonic clock, which is one for the whole machine, to count down by. An order ahead has a
+    timeout instead: its clock starts when the worker takes it.
     """
 
     run: int
@@ -186,6 +191,7 @@ class Run:
     deadline_s: float | None
     may_be_asked: bool  # there is a grace after the deadline
     more: int = 0
+    timeout_s: float | None = None
 
 
 # --- worker → front
@@ -222,13 +228,14 @@ class Done:
 
     ``has_output``: what the task printed may not all have been read yet. ``checksum``: the output's
     CRC-32, since a handler may write to the channel, too. ``recycle``: a ``RecycleReason``, where
-    the worker wants to be replaced.
+    the worker wants to be replaced. ``took``: the order ahead that the worker runs now.
     """
 
     run: int
     has_output: bool
     checksum: int
     recycle: str | None = None
+    took: int | None = None
 
 
 @dataclass(slots=True)

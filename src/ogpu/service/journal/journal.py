@@ -204,6 +204,10 @@ class Journal:
 
     # --- transitions
 
+    def note_given(self, task: Task, *, is_given: bool) -> None:
+        """Take notice that a worker may begin a queued task at any moment, or cannot any more."""
+        self._records[task.number].is_given = is_given
+
     def start(self, task: Task, worker: WorkerReference, at: datetime) -> None:
         """Record that a worker is given the task; its clock runs from ``at``."""
         task.advance(TaskState.RUNNING)
@@ -218,6 +222,7 @@ class Journal:
         task.attempt += 1
         task.losses += is_loss
         task.started_at = task.worker = task.deadline = task.progress = None
+        self.note_given(task, is_given=False)
         self._record(task)
 
     def finish(self, task: Task, outcome: Outcome) -> None:
@@ -359,7 +364,8 @@ class Journal:
     def on_not_written(self, failed: Round) -> None:
         for record in list(failed.records.values()):
             # What runs already goes on, and is written when that can be done.
-            if not record.has_row and record.task.state is TaskState.QUEUED:
+            waits = record.task.state is TaskState.QUEUED and not record.is_given
+            if waits and not record.has_row:
                 del failed.records[record.task.number]
                 self._forget(record.task)
                 _tell(self._on_withdrawn, record.task)

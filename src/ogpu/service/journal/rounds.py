@@ -23,15 +23,17 @@ class Record:
     """A task in memory, and what of it the database holds.
 
     ``is_promised``: somebody was told, or is about to be, that the task will be run.
+    ``is_given``: a worker has the order, and may have begun.
     """
 
-    __slots__ = ("has_input", "has_row", "is_promised", "task")
+    __slots__ = ("has_input", "has_row", "is_given", "is_promised", "task")
 
     def __init__(self, task: Task, *, stored: bool) -> None:
         self.task = task
         self.has_row = stored
         self.has_input = stored
         self.is_promised = stored
+        self.is_given = False
 
 
 class Round:

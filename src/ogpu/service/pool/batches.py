@@ -58,6 +58,13 @@ class Batches:
                 return self._queue.take(together)
         return []
 
+    def next_alone(self) -> Task | None:
+        """Return the task that is first in line, if it is one that runs alone."""
+        first = next(iter(self._queue.heads()), None)
+        if first is None or self._batchings.get(first.function) is not None:
+            return None
+        return first
+
     def has(self, function: str) -> bool:
         """Tell whether tasks of a function may run together."""
         return self._batchings.get(function) is not None

@@ -7,15 +7,18 @@ Runs in the front, on its event loop; the supervisor owns it, and tells it what 
 2. A task that an earlier front may have been killed by is recorded as running first, and given out
    when that is on the disk: otherwise one that kills the front at once would do so for ever, since
    no start would know that it ran.
-3. The deadline passes, or somebody cancels: the worker is killed, and the task's end is recorded
+3. Where tasks are short, a busy worker has the next orders as well (``ahead.py``), and goes on to
+   them by itself. What it says of that is heard before it is killed for the task before.
+4. The deadline passes, or somebody cancels: the worker is killed, and the task's end is recorded
    with what it was doing then. What it still answers is dropped. Where there is a grace, the
    handler is asked to stop first. The deadline is that of the whole batch; of a batch of which one
    task is cancelled, the others run again, unless they are past it.
-4. A task has waited in the queue for too long: it expires.
+5. A task has waited in the queue for too long: it expires.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import math
@@ -30,15 +33,19 @@ from ..handler import Handler
 from ..journal import Journal
 from ..metrics import Metrics
 from ..task import Outcome, Task
+from .ahead import Ahead
 from .background import Background
 from .batches import Batches
 from .estimate import Estimate
 from .evidence import cancelled, cancelled_in_queue, expired, input_lost, timed_out
 from .lives import Lives
+from .orders import Orders
 from .process import WorkerProcess
 from .queue import TaskQueue
 from .slot import ExitReason, Slot, SlotState
 
+# A worker that has taken an order says so within microseconds, unless it is stopped.
+_TAKEN_S = 0.001
 # Of a task, what it printed last, and what its threads were doing. None: it is to run again.
 OutcomeOfKilled = Callable[[Task, str | None, str | None], Outcome | None]
 
@@ -69,8 +76,14 @@ class Dispatcher:
         self._on_freed = on_freed
         self.queue = TaskQueue(journal, background, settings.queue_timeout, self)
         self._batches = Batches(self.queue, handlers, background, self.dispatch, settings)
-        self._runs = 0
-        self._to_be_stored: set[int] = set()  # numbers of tasks of an earlier front
+        self._orders = Orders(self._graces_s)
+        self._ahead = Ahead(
+            lives.slots,
+            (self.queue, self._batches, self._orders),
+            journal,
+            self._estimate,
+            (settings, handlers, self._graces_s),
+        )
         self._unwanted: set[Task] = set()  # being cancelled: several of a batch cost one worker
         journal.on_stored(self.queue.on_stored)
         journal.on_withdrawn(self._on_withdrawn)
@@ -84,7 +97,7 @@ class Dispatcher:
 
     def resubmit(self, task: Task, waited_s: float) -> None:
         """Queue a task of an earlier front."""
-        self._to_be_stored.add(task.number)
+        self._orders.note_recovered(task)
         self.queue.append(task, waited_s=waited_s)
         self.dispatch()
 
@@ -108,6 +121,9 @@ class Dispatcher:
         self._unwanted.add(task)
         try:
             while not task.state.is_terminal:
+                if self._is_being_taken(task):
+                    await asyncio.sleep(_TAKEN_S)
+                    continue
                 slot = self.slot_of(task)
                 if slot is None:
                     self.queue.remove(task)
@@ -117,6 +133,8 @@ class Dispatcher:
                 process = slot.process
                 assert process is not None
                 if slot.state is SlotState.BUSY:
+                    if self._has_gone_on(slot, task):
+                        continue
                     outcome = functools.partial(self._outcome_of_cancelled, slot)
                     self._cut_short(slot, outcome, ExitReason.CANCELLED)
                 elif process.settled.is_set():  # its worker ends for another reason
@@ -147,6 +165,8 @@ class Dispatcher:
     def close(self, *, is_kept: bool) -> None:
         """Prepare for the end; ``is_kept``: what waits is run by the next start, and not now."""
         self._is_closed = is_kept
+        if is_kept:
+            self._ahead.take_back_all()
         self._batches.close_windows()
         self.dispatch()
 
@@ -154,37 +174,37 @@ class Dispatcher:
         """Give tasks to the slots that are ready."""
         if self._is_closed:
             return
+        self._ahead.take_back_overdue()
         for slot in self._lives.slots:
             if slot.state is SlotState.READY:
+                if not self.queue:
+                    self._ahead.take_back_all()
                 tasks = self._batches.take()
                 if not tasks:
                     return
                 self._give(slot, tasks)
+        if self.queue:
+            for slot in self._lives.slots:
+                self._ahead.fill(slot)
 
     def _give(self, slot: Slot, tasks: list[Task]) -> None:
         process = slot.process
         assert process is not None
         slot.move(SlotState.BUSY)
-        process.output.begin_tasks(tuple(tasks))
         started_at = datetime.now(timezone.utc)
-        timeout_s = tasks[0].timeout_s
-        deadline_at = deadline_s = None
-        if timeout_s is not None:
-            deadline_at = started_at.timestamp() + timeout_s
-            deadline_s = slot.deadline_s = time.monotonic() + timeout_s
-            if slot.deadline_timer is None or slot.rings_s > deadline_s:
-                self._set_timer(slot, timeout_s)
-        slot.was_asked = False
-        slot.given = len(tasks)
+        deadline_s = self._start_clock(slot, process, tasks)
+        deadline_at = None
+        if deadline_s is not None:
+            deadline_at = started_at.timestamp() + deadline_s - slot.began_s
         orders = []
         for more, task in zip(range(len(tasks) - 1, -1, -1), tasks, strict=True):
-            order = self._order(task, deadline_at, deadline_s, more)
+            order = self._orders.with_deadline(task, deadline_at, deadline_s, more)
             orders.append(order)
             slot.tasks[order[0].run] = task
         if self._batches.has(tasks[0].function):
             self._metrics.on_batch(tasks[0].function, len(tasks))
-        if self._to_be_stored and any(task.number in self._to_be_stored for task in tasks):
-            self._to_be_stored.difference_update([task.number for task in tasks])
+        if any(map(self._orders.must_be_stored, tasks)):
+            self._orders.forget_recovered(tasks)
             process.orders_unread = True  # until they are sent
             self._background.run(self._send_when_stored(slot, process, orders, tasks))
         else:
@@ -193,22 +213,28 @@ class Dispatcher:
         for task in tasks:
             self._journal.start(task, process.reference, started_at)
 
-    def _order(
-        self, task: Task, deadline_at: float | None, deadline_s: float | None, more: int
-    ) -> tuple[wire.Run, bytes]:
-        assert task.input is not None
-        self._runs += 1
-        order = wire.Run(
-            self._runs,
-            task.function,
-            task.address,
-            task.attempt,
-            deadline_at,
-            deadline_s,
-            self._graces_s[task.function] > 0,
-            more,
-        )
-        return order, task.input
+    def _start_clock(self, slot: Slot, process: WorkerProcess, tasks: list[Task]) -> float | None:
+        """Let the time of tasks, and what is printed, be theirs; return their deadline."""
+        process.output.begin_tasks(tuple(tasks))
+        slot.was_asked = False
+        slot.given = len(tasks)
+        slot.began_s = time.monotonic()
+        timeout_s = tasks[0].timeout_s
+        if timeout_s is None:
+            return None
+        deadline_s = slot.deadline_s = slot.began_s + timeout_s
+        if slot.deadline_timer is None or slot.rings_s > deadline_s:
+            self._set_timer(slot, timeout_s)
+        return deadline_s
+
+    def begin_ahead(self, slot: Slot, run: int) -> None:
+        """Let the task of an order ahead run: its worker has taken it."""
+        process = slot.process
+        assert process is not None
+        task = slot.tasks[run] = self._ahead.begin(slot, run)
+        process.note_orders(1)
+        self._start_clock(slot, process, [task])
+        self._journal.start(task, process.reference, datetime.now(timezone.utc))
 
     async def _send_when_stored(
         self,
@@ -231,6 +257,36 @@ class Dispatcher:
     def slot_of(self, task: Task) -> Slot | None:
         """Return the slot that runs a task."""
         return next((slot for slot in self._lives.slots if task in slot.tasks.values()), None)
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for a worker."""
+        return len(self.queue) + self._ahead.waiting
+
+    def take_back_ahead(self, slot: Slot) -> bool:
+        """Queue again what a worker has not begun; return whether there was nothing else."""
+        return self._ahead.take_back(slot)
+
+    def return_ahead(self, slot: Slot) -> None:
+        """Queue again what a worker that is gone has not begun."""
+        self._ahead.return_all(slot)
+
+    def _is_being_taken(self, task: Task) -> bool:
+        """Have a task that waits in the queue again; True: its worker has taken it just now."""
+        holder = self._ahead.holder_of(task)
+        if holder is None or self._ahead.take_back(holder):
+            return False
+        if holder.process is not None:
+            holder.process.hear()
+        return self._ahead.holder_of(task) is not None
+
+    def _has_gone_on(self, slot: Slot, task: Task) -> bool:
+        """Take orders ahead back; tell whether the worker has ended its task before that."""
+        if self._ahead.take_back(slot):
+            return False
+        assert slot.process is not None
+        slot.process.hear()
+        return task not in slot.tasks.values()
 
     def take_back(self, slot: Slot, run: int) -> Task:
         """Free a slot of a task that is about to end."""
@@ -255,7 +311,7 @@ class Dispatcher:
         self._batches.forget(task)
         if task.started_at is not None and task.finished_at is not None:
             took_s = (task.finished_at - task.started_at).total_seconds()
-            self._estimate.note_run(took_s / given)
+            self._estimate.note_run(task.function, took_s / given)
 
     # --- deadlines and cancels
 
@@ -277,8 +333,11 @@ class Dispatcher:
             return
         process = slot.process
         assert process is not None
-        function = next(iter(slot.tasks.values())).function
-        grace_s = 0.0 if slot.was_asked else self._graces_s[function]
+        task = next(iter(slot.tasks.values()))
+        if self._has_gone_on(slot, task):
+            self._on_deadline(slot)
+            return
+        grace_s = 0.0 if slot.was_asked else self._graces_s[task.function]
         if grace_s > 0:
             slot.was_asked = True
             slot.deadline_s += grace_s

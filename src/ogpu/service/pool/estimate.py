@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _WEIGHT = 0.2  # of the newest measurement
 MIN_RETRY_AFTER_S = 1
@@ -19,10 +19,16 @@ class Estimate:
 
     run_s: float | None = None
     init_s: float | None = None
+    _runs_s: dict[str, float] = field(default_factory=dict)  # by function
 
-    def note_run(self, took_s: float) -> None:
+    def note_run(self, function: str, took_s: float) -> None:
         """Take a task's time into account."""
         self.run_s = _moved(self.run_s, took_s)
+        self._runs_s[function] = _moved(self._runs_s.get(function), took_s)
+
+    def run_of(self, function: str) -> float:
+        """Return for how long a task of a function is expected to run; inf: none has ended yet."""
+        return self._runs_s.get(function, math.inf)
 
     def note_init(self, took_s: float) -> None:
         """Take a worker's start into account, from its launch to its readiness."""

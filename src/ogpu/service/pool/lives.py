@@ -169,7 +169,10 @@ class Lives:
             self._scratch.take_from_standby(launched.slot, launched.generation)
         slot.started_at = datetime.now(timezone.utc)  # the template may have had to prepare first
         most = self._settings.max_result_bytes + _PAYLOAD_SLACK_BYTES
-        slot.process = WorkerProcess(launched, slot.device, descriptors, most, self._events)
+        try:
+            slot.process = WorkerProcess(launched, slot.device, descriptors, most, self._events)
+        except OSError as error:
+            raise PoolBrokenError(f"a worker cannot be talked to: {error}") from error
         self._background.run(slot.process.connect())
         if self.is_stopping:
             self.end_worker(slot, ExitReason.SHUT_DOWN)
@@ -205,6 +208,8 @@ class Lives:
             took = datetime.now(timezone.utc) - slot.started_at
             # The first one began before the event loop did.
             self._estimate.note_init(max(took.total_seconds(), ready.init_s))
+        assert slot.process is not None
+        slot.process.share_ahead()
         slot.move(SlotState.READY)
         slot.ready_s = self._loop.time()
         self._renewal.note_ready()

@@ -18,6 +18,7 @@ import os
 import sys
 import termios
 from collections import deque
+from collections.abc import Callable
 from typing import ClassVar
 
 from .line_log import MAX_LINE_CHARS, LineLog, OnLine, Tasks, decode_line
@@ -39,8 +40,11 @@ class WorkerOutput:
     # All that flood the front together get one buffer read a pause, however many they are.
     _paused: ClassVar[set[WorkerOutput]] = set()
 
-    def __init__(self, output_fd: int, slot: int, on_line: OnLine) -> None:
+    def __init__(
+        self, output_fd: int, slot: int, on_line: OnLine, before_reading: Callable[[], None]
+    ) -> None:
         self._fd = output_fd
+        self._before_reading = before_reading
         self._log = LineLog(slot, on_line)
         self._tasks: Tasks = ()
         self._partial = b""
@@ -103,6 +107,8 @@ class WorkerOutput:
     # --- reading
 
     def _on_readable(self) -> None:
+        # A worker that has gone on to another task by itself said so before that could print.
+        self._before_reading()
         if self._read_once() and self._log.is_exhausted:
             self._stop_reading()
             self._paused.add(self)

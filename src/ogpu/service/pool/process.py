@@ -6,6 +6,7 @@ Runs in the front. It reports to a ``WorkerEvents``; it decides nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from ..errors import WireError
 from ..logger import logger
 from ..processes import would_handle
 from ..task import Task, WorkerReference
+from .ahead_socket import AheadSocket
 from .memory import NOT_ASKED
 from .output import WorkerOutput
 
@@ -27,6 +29,7 @@ CHANNEL_LIMIT_S = 5.0
 # Beside its answers a worker says how far it is: two words a task at once, ten a second. A word
 # takes the front about 6 µs, so one that never stops would have it for itself.
 _MOST_WORDS, _MOST_WORDS_PER_S = 100, 20
+_READ_BYTES, _MOST_READS, _NO_WAIT = 64 * 1024, 16, socket.MSG_DONTWAIT
 
 
 class WorkerEvents(Protocol):
@@ -62,11 +65,13 @@ class WorkerProcess(asyncio.Protocol):
         max_payload_bytes: int,
         events: WorkerEvents,
     ) -> None:
-        self._channel_fd, output_fd, self._stacks_fd, self._pidfd = descriptors
+        channel_fd, output_fd, self._stacks_fd, self._pidfd = descriptors
+        self._channel = socket.socket(fileno=channel_fd)
         self.pid = launched.pid
         self.slot = launched.slot
         self.reference = WorkerReference(launched.slot, launched.generation, launched.pid, device)
-        self.output = WorkerOutput(output_fd, launched.slot, events.on_line)
+        self.output = WorkerOutput(output_fd, launched.slot, events.on_line, self.hear)
+        self.ahead = AheadSocket()
         # True when the worker's end was closed with orders in it that nobody had read.
         self.orders_unread = False
         # Set, but while deaths.py asks it for its stacks: its task ends with the answer.
@@ -89,17 +94,44 @@ class WorkerProcess(asyncio.Protocol):
 
     async def connect(self) -> None:
         """Begin to read the channel."""
-        channel = socket.socket(fileno=self._channel_fd)
-        channel.setblocking(False)
-        await self._loop.create_unix_connection(lambda: self, sock=channel)
+        self._channel.setblocking(False)
+        await self._loop.create_unix_connection(lambda: self, sock=self._channel)
+
+    def share_ahead(self) -> None:
+        """Let the worker take orders ahead; call it once, before it has any order."""
+        # It has said that it is ready, and may have died since.
+        with contextlib.suppress(OSError):
+            self.ahead.share(self._channel)
 
     def send(self, orders: list[tuple[wire.Run, bytes]]) -> None:
         """Send orders; what does not fit into the socket at once is sent as the worker reads."""
-        self._words, self._order_s, self._orders = 0, time.monotonic(), len(orders)
+        self.note_orders(len(orders))
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join([wire.encode_frame(*order) for order in orders]))
         else:
             self.orders_unread = True
+
+    def note_orders(self, count: int) -> None:
+        """Take notice that the worker has so many orders now, of which it may say something."""
+        self._words, self._order_s, self._orders = 0, time.monotonic(), count
+
+    def hear(self) -> None:
+        """Read what the worker has said until now, ahead of the event loop."""
+        if not self._closed.done():
+            self._events.guard(self._read)
+
+    def _read(self) -> None:
+        try:
+            for _ in range(_MOST_READS):
+                if self._is_broken or not (said := self._channel.recv(_READ_BYTES, _NO_WAIT)):
+                    return
+                self._take(said)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:  # the kernel says so once (``connection_lost``)
+            self.orders_unread = True
+        except OSError:  # it is closed here, and nothing more is wanted of it
+            return
 
     def ask(self) -> None:
         """Have TaskTimeout raised in the handler."""
@@ -174,6 +206,7 @@ class WorkerProcess(asyncio.Protocol):
         self.stacks()
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
+        self.ahead.close()
         for descriptor in (self._pidfd, self._stacks_fd):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -95,6 +95,9 @@ class Slot:
     # Answers to others are late news.
     tasks: dict[int, Task] = field(default_factory=dict)
     given: int = 0  # how many tasks were given with the last order
+    # Orders that its worker may take next, likewise; their tasks wait (``ahead.py``).
+    ahead: dict[int, Task] = field(default_factory=dict)
+    began_s: float = 0.0  # when the running task, or batch, did, on the monotonic clock
     deadline_s: float = math.inf  # of the running task, on the monotonic clock; inf: there is none
     # One timer for many tasks: it rings at the deadline of an earlier one, and is set again.
     deadline_timer: asyncio.TimerHandle | None = None

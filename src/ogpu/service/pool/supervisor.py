@@ -118,7 +118,7 @@ class Supervisor:
     @property
     def queue_depth(self) -> int:
         """How many tasks wait for a worker."""
-        return len(self._dispatcher.queue)
+        return self._dispatcher.waiting
 
     @property
     def ready_workers(self) -> int:
@@ -128,7 +128,7 @@ class Supervisor:
     @property
     def has_room(self) -> bool:
         """True when a new task is welcome, and may wait."""
-        return self.accepting and len(self._dispatcher.queue) < self._queue_size
+        return self.accepting and self._dispatcher.waiting < self._queue_size
 
     @property
     def accepting(self) -> bool:
@@ -157,8 +157,11 @@ class Supervisor:
         slot = self._dispatcher.slot_of(task)
         if slot is None or slot.process is None:
             return task.output
-        slot.process.output.drain()
-        return slot.process.output.tail()
+        slot.process.hear()
+        if task in slot.tasks.values():
+            slot.process.output.drain()
+            return slot.process.output.tail()
+        return task.output
 
     # --- what the rest of the front wants
 
@@ -250,6 +253,11 @@ class Supervisor:
         if slot.state is not SlotState.BUSY or answer.run not in slot.tasks or slot.process is None:
             logger.warning("Worker %d answered late (run %s); dropped", slot.index, answer.run)
             return
+        took = answer.took if isinstance(answer, wire.Done) else None
+        if took is None and not self._dispatcher.take_back_ahead(slot):
+            raise WireError("it took an order ahead, and does not say so")
+        if took is not None and (took not in slot.ahead or len(slot.tasks) > 1):
+            raise WireError(f"it cannot have taken the order {took} ahead")
         recycle = None if answer.recycle is None else recycle_reason(answer.recycle)
         task, given = self._dispatcher.take_back(slot, answer.run), slot.given
         if slot.tasks:  # what the batch prints is shown with each task of it
@@ -264,7 +272,10 @@ class Supervisor:
         slot.tasks_done += 1
         slot.failures = 0
         slot.recycle = recycle or slot.recycle
-        if not slot.tasks:
+        if took is not None:
+            self._dispatcher.begin_ahead(slot, took)
+            self.guard(self._dispatcher.dispatch)
+        elif not slot.tasks:
             slot.move(SlotState.READY)
             if not self._lives.recycle_if_wanted(slot):
                 self.guard(self._dispatcher.dispatch)  # it works while the answer is recorded
@@ -301,6 +312,7 @@ class Supervisor:
 
     def on_lost(self, slot: Slot, process: WorkerProcess, gone: wire.Gone) -> None:
         tasks = self._dispatcher.take_back_all(slot)
+        self._dispatcher.return_ahead(slot)
         if not tasks:
             return
         output, stack = process.output.tail(), process.stacks()

@@ -8,7 +8,9 @@ Runs in a worker, on its main thread, whichever launcher made it:
    leave.
 3. Run the task, or the batch (``handling.py``); look whether the worker is fit for another
    (``fitness.py``); say Done or Failed of each, and with the last one that the worker wants to be
-   replaced, where it is not. Go to 2.
+   replaced, where it is not.
+4. Where it is, and an order ahead is there (``ahead.py``), take that, say so with the answer, and
+   go to 3. Otherwise go to 2.
 
 A deadline is none of this file's business: the front kills the process, after it has had the
 handler asked to stop (``interrupt.py``) where there is a grace.
@@ -24,7 +26,6 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 from .. import wire
 from ..context import ADDRESS_VARIABLE, CurrentTask, set_current_tasks
@@ -34,6 +35,7 @@ from ..logger import configure_worker, enable_sentry, flush_sentry, logger
 from ..processes import zombie_children
 from ..role import Role, set_role
 from . import output
+from .ahead import OrdersAhead
 from .channel import Channel
 from .failure import init_failed
 from .fitness import Fitness
@@ -121,7 +123,10 @@ class _Worker:
 
     def serve(self) -> None:
         standard = output.StandardDescriptors()
-        for orders in self._orders():
+        ahead = OrdersAhead(self._channel.socket)
+        incoming = self._orders()
+        orders = next(incoming, None)
+        while orders is not None:
             handler = self._handlers[orders[0][0].function]
             self._begin([order for order, _ in orders], is_batch=handler.batching is not None)
             answers = self._handling.run(handler, orders)
@@ -131,15 +136,27 @@ class _Worker:
             self._end()
             standard.restore()
             reason = self._fitness.judge([answer for answer, _ in answers])
+            last, _ = answers[-1]
             if reason is not None:
-                answer, result = answers[-1]
-                answers[-1] = replace(answer, recycle=reason.value), result
+                last.recycle = reason.value
+            is_last = self._has_too_many_zombies()
+            # What was printed is read with the answer, and must not be mixed with what follows.
+            taken = None
+            if isinstance(last, wire.Done) and not (reason or is_last or last.has_output):
+                taken = ahead.take()
+                last.took = None if taken is None else taken[0].run
             for answer, result in answers:
                 self._channel.send(answer, result)
-            self._runs_done += 1
-            if self._runs_done % _ZOMBIE_CHECK_RUNS == 0 and zombie_children() > _MAX_ZOMBIES:
-                logger.warning("More than %d zombies were left here by tasks", _MAX_ZOMBIES)
+            if is_last:
                 return
+            orders = next(incoming, None) if taken is None else [taken]
+
+    def _has_too_many_zombies(self) -> bool:
+        self._runs_done += 1
+        if self._runs_done % _ZOMBIE_CHECK_RUNS != 0 or zombie_children() <= _MAX_ZOMBIES:
+            return False
+        logger.warning("More than %d zombies were left here by tasks", _MAX_ZOMBIES)
+        return True
 
     def _orders(self) -> Iterator[list[Order]]:
         orders: list[Order] = []
