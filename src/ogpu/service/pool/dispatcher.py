@@ -184,8 +184,7 @@ class Dispatcher:
                     return
                 self._give(slot, tasks)
         if self.queue:
-            for slot in self._lives.slots:
-                self._ahead.fill(slot)
+            self._ahead.fill()
 
     def _give(self, slot: Slot, tasks: list[Task]) -> None:
         process = slot.process
