@@ -6,10 +6,11 @@ Runs in the front, on its event loop; the dispatcher asks it.
    laid into a socket whose reading end the front has as well. Whoever reads an order has it.
 2. The worker ends its task, takes the next order, and says so with its answer (``took``). That task
    runs from then on. Until then it waits, whoever asks.
-3. Orders are taken back, and their tasks are first in line again: when the worker has taken none,
-   before it is killed, when one of them is cancelled, when another worker is free and nothing else
-   waits, or when it may be (the running task takes longer than its like), and at the end.
-4. What cannot be taken back, the worker has: it is about to say so. Where it dies before, it had
+3. It looked too early and took none: the next one goes to it by the channel.
+4. Orders are taken back, and their tasks are first in line again: before the worker is killed, when
+   one of them is cancelled, when another worker is free and nothing else waits, or when it may be
+   (the running task takes longer than its like), and at the end.
+5. What cannot be taken back, the worker has: it is about to say so. Where it dies before, it had
    not begun: ``return_all``.
 """
 
@@ -67,7 +68,7 @@ class Ahead:
     def fill(self) -> None:
         """Let busy workers have the next orders, in turn, where that is of use."""
         rooms = [(slot, self._room(slot)) for slot in self._slots]
-        while rooms:
+        while rooms and self._queue:
             rooms = [(slot, room - 1) for slot, room in rooms if room > 0 and self._give_next(slot)]
 
     def _give_next(self, slot: Slot) -> bool:
@@ -124,8 +125,16 @@ class Ahead:
     def take_back(self, slot: Slot) -> bool:
         """Queue again, first in line, what a worker has not taken; return whether that was all."""
         if slot.ahead and slot.process is not None:
-            self._queue_again(slot, slot.process.ahead.take_back())
+            self._queue_again(slot, slot.process.ahead.take_back(len(slot.ahead)))
         return not slot.ahead
+
+    def take_back_first(self, slot: Slot) -> bool:
+        """Queue the next task again, whose worker waits; False: it has taken it."""
+        if not slot.ahead or slot.process is None:
+            return True
+        runs = slot.process.ahead.take_back(1)
+        self._queue_again(slot, runs)
+        return bool(runs)
 
     def take_back_all(self) -> None:
         """Queue again what no worker has taken."""

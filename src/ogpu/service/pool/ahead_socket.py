@@ -32,14 +32,15 @@ class AheadSocket:
             return False
         return True
 
-    def take_back(self) -> list[int]:
-        """Take out the orders that are there; return the numbers of these runs.
+    def take_back(self, most: int) -> list[int]:
+        """Take out so many orders at most, the first ones that are there; return their numbers.
 
-        The worker may take one in between, so that these are not all the last ones.
+        The worker may take one in between.
         """
         runs: list[int] = []
         with contextlib.suppress(BlockingIOError):
-            while packet := self._reading.recv(_PACKET_BYTES, socket.MSG_DONTWAIT):
+            while len(runs) < most:
+                packet = self._reading.recv(_PACKET_BYTES, socket.MSG_DONTWAIT)
                 for order, _ in self._decoder.feed(packet):
                     assert isinstance(order, wire.Run)
                     runs.append(order.run)

@@ -266,6 +266,10 @@ class Dispatcher:
         """Queue again what a worker has not begun; return whether there was nothing else."""
         return self._ahead.take_back(slot)
 
+    def take_back_first_ahead(self, slot: Slot) -> bool:
+        """Queue again what a worker that has ended a task runs next; False: it has begun that."""
+        return self._ahead.take_back_first(slot)
+
     def return_ahead(self, slot: Slot) -> None:
         """Queue again what a worker that is gone has not begun."""
         self._ahead.return_all(slot)

@@ -5,7 +5,7 @@ queue, which ``dispatcher.py`` works off; nothing else changes them.
 
 1. A task is submitted; the dispatcher gives it to a worker when its turn comes.
 2. The worker answers, for each task of a batch by itself: after the last answer the slot takes the
-   next task first, then that answer is recorded.
+   next task first, or has taken it already, then that answer is recorded.
 3. A worker ends by itself: its task fails with what is known (signal, exit code, last output).
    Had it not read the order yet, the task is queued again, first in line: it is innocent. The
    last worker that OGPU_MAX_ATTEMPTS allows is one too many: there is something about that input.
@@ -253,11 +253,7 @@ class Supervisor:
         if slot.state is not SlotState.BUSY or answer.run not in slot.tasks or slot.process is None:
             logger.warning("Worker %d answered late (run %s); dropped", slot.index, answer.run)
             return
-        took = answer.took if isinstance(answer, wire.Done) else None
-        if took is None and not self._dispatcher.take_back_ahead(slot):
-            raise WireError("it took an order ahead, and does not say so")
-        if took is not None and (took not in slot.ahead or len(slot.tasks) > 1):
-            raise WireError(f"it cannot have taken the order {took} ahead")
+        took = self._order_taken(slot, answer)
         recycle = None if answer.recycle is None else recycle_reason(answer.recycle)
         task, given = self._dispatcher.take_back(slot, answer.run), slot.given
         if slot.tasks:  # what the batch prints is shown with each task of it
@@ -276,11 +272,27 @@ class Supervisor:
             self._dispatcher.begin_ahead(slot, took)
             self.guard(self._dispatcher.dispatch)
         elif not slot.tasks:
-            slot.move(SlotState.READY)
-            if not self._lives.recycle_if_wanted(slot):
-                self.guard(self._dispatcher.dispatch)  # it works while the answer is recorded
+            self._go_on(slot)  # it works while the answer is recorded
         self._dispatcher.finish(task, outcome, given)
         self._note_idle()
+
+    def _order_taken(self, slot: Slot, answer: wire.Done | wire.Failed) -> int | None:
+        """Return which order ahead a worker has gone on to; None: it waits for the next one."""
+        took = answer.took if isinstance(answer, wire.Done) else None
+        if took is None:
+            if not self._dispatcher.take_back_first_ahead(slot):
+                raise WireError("it took an order ahead, and does not say so")
+        elif took not in slot.ahead or len(slot.tasks) > 1:
+            raise WireError(f"it cannot have taken the order {took}")
+        return took
+
+    def _go_on(self, slot: Slot) -> None:
+        """Let a worker that has answered have the next task, or be replaced."""
+        slot.move(SlotState.READY)
+        if not self._lives.recycle_if_wanted(slot):
+            self.guard(self._dispatcher.dispatch)
+        if slot.state is not SlotState.BUSY:
+            self._dispatcher.take_back_ahead(slot)
 
     def _on_progress(self, slot: Slot, message: wire.Progressed) -> None:
         task = slot.tasks.get(message.run)
