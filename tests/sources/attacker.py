@@ -95,7 +95,7 @@ GARBAGE = {
     "failed inits without end": lambda: framed(wire.InitFailed("E", "m", "t" * 10_000)) * 10_000,
     "large headers without end": lambda: progress("x" * (wire.MAX_HEADER_BYTES - 100)) * 200,
     "no fraction": lambda: framed(wire.Progressed(own_run(), float("nan"), None)),
-    "launch": lambda: framed(wire.Launch(0, 1, 1, None, None, "INFO", False, {})),
+    "launch": lambda: framed(wire.Launch(0, 1, 1, None, None, "INFO", {})),
     "launched": lambda: framed(wire.Launched(0, 1, 1, was_standby=False)),
     "gone": lambda: framed(wire.Gone(0, 1, 0, None)),
     "run": lambda: framed(wire.Run(1, "echo", "a", 1, None, None, False)),

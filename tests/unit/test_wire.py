@@ -26,7 +26,6 @@ MESSAGES = st.one_of(
         max_rss_bytes=st.none() | st.integers(1, 2**40),
         temp_dir=st.none() | TEXT,
         log_level=TEXT,
-        may_spin=st.booleans(),
         environment=st.dictionaries(TEXT, TEXT, max_size=3),
     ),
     st.builds(
@@ -37,6 +36,7 @@ MESSAGES = st.one_of(
         attempt=st.integers(1, 1000),
         deadline_at=st.none() | st.floats(0, 1e10),
         deadline_s=st.none() | st.floats(0, 1e10),
+        may_spin=st.booleans(),
     ),
     st.builds(
         wire.Progressed,

@@ -182,7 +182,7 @@ def _serve(settings: Settings) -> None:
         stack.callback(devices.close)
         scratch = ScratchFolders()
         stack.callback(scratch.close)
-        launcher = Launcher(template, make_another, settings, sources, len(devices.plans))
+        launcher = Launcher(template, make_another, settings, sources)
         folder, variables = scratch.make(0, _FIRST_GENERATION), devices.plans[0].environment
         launcher.launch(0, _FIRST_GENERATION, folder, variables)
         enable_sentry()

@@ -79,7 +79,6 @@ class Launch:
     max_rss_bytes: int | None  # of its whole process tree; beyond it the worker asks to be recycled
     temp_dir: str | None  # a folder of its own, which is there
     log_level: str | None  # None: what the source has chosen
-    may_spin: bool  # wait for the next order awake, for a moment
     environment: dict[str, str]  # variables of its own, beside those of the template
 
     def __post_init__(self) -> None:
@@ -192,6 +191,7 @@ class Run:
     may_be_asked: bool  # there is a grace after the deadline
     more: int = 0
     timeout_s: float | None = None
+    may_spin: bool = False  # wait for the next order awake, for a moment: there is a core to spare
 
 
 # --- worker → front

@@ -28,12 +28,14 @@ from datetime import datetime, timezone
 
 from .. import wire
 from ..config import Settings
+from ..devices.cores import allowed_cores
 from ..errors import JournalError
 from ..handler import Handler
 from ..journal import Journal
 from ..metrics import Metrics
 from ..task import Outcome, Task
 from .ahead import Ahead
+from .awake import Awake
 from .background import Background
 from .batches import Batches
 from .estimate import Estimate
@@ -84,6 +86,7 @@ class Dispatcher:
             self._estimate,
             (settings, handlers, self._graces_s),
         )
+        self._awake = Awake(lives.slots, allowed_cores())
         self._unwanted: set[Task] = set()  # being cancelled: several of a batch cost one worker
         journal.on_stored(self.queue.on_stored)
         journal.on_withdrawn(self._on_withdrawn)
@@ -92,6 +95,7 @@ class Dispatcher:
 
     def submit(self, task: Task) -> None:
         """Queue a new task; it runs when its turn comes."""
+        self._awake.note_task()
         self.queue.append(task)
         self.dispatch()
 
@@ -196,8 +200,10 @@ class Dispatcher:
         if deadline_s is not None:
             deadline_at = started_at.timestamp() + deadline_s - slot.began_s
         orders = []
+        may_spin = self._awake.has_core()
         for more, task in zip(range(len(tasks) - 1, -1, -1), tasks, strict=True):
             order = self._orders.with_deadline(task, deadline_at, deadline_s, more)
+            order[0].may_spin = may_spin
             orders.append(order)
             slot.tasks[order[0].run] = task
         if self._batches.has(tasks[0].function):
@@ -209,6 +215,8 @@ class Dispatcher:
         else:
             # The clocks were read before the worker can begin; what is recorded may come after.
             process.send(orders)
+            if not self.waiting:
+                self._awake.expect_answer(tasks[0].function)
         for task in tasks:
             self._journal.start(task, process.reference, started_at)
 
@@ -315,6 +323,9 @@ class Dispatcher:
         if task.started_at is not None and task.finished_at is not None:
             took_s = (task.finished_at - task.started_at).total_seconds()
             self._estimate.note_run(task.function, took_s / given)
+            self._awake.note_run(task.function, took_s)
+        if not self.queue:
+            self._awake.expect_task()
 
     # --- deadlines and cancels
 

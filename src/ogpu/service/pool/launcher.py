@@ -18,7 +18,6 @@ from typing import Protocol
 
 from .. import wire
 from ..config import Settings
-from ..devices.cores import allowed_cores
 from ..errors import WireError
 from ..handler import get_prepare_handler
 from ..logger import logger
@@ -63,7 +62,6 @@ class Launcher:
         make_template: makes another one.
         settings: what of them a worker has to know.
         sources: the children that the source had in this process before the first template.
-        slots: how many workers there are to be.
     """
 
     def __init__(
@@ -72,7 +70,6 @@ class Launcher:
         make_template: Callable[[], Template],
         settings: Settings,
         sources: set[int],
-        slots: int,
     ) -> None:
         self._pid, self._control = template
         # Before the first worker: what is counted from here on may be its death.
@@ -80,7 +77,6 @@ class Launcher:
         self._make_template = make_template
         self._sources, self._not_ours = set(sources), set(sources)
         self._settings = settings
-        self._may_spin = allowed_cores() > slots
         self._events: LaunchEvents | None = None
         self._unsent: deque[bytes] = deque()
         self.method: str | None = None  # how workers are made, once the template is ready
@@ -103,7 +99,6 @@ class Launcher:
             self._settings.max_worker_rss_bytes,
             temp_dir,
             self._settings.wanted_log_level,
-            self._may_spin,
             environment,
         )
         self._unsent.append(wire.encode_header(order))

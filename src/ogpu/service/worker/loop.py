@@ -47,7 +47,8 @@ from .warmup import warm_up
 # Under load the next order comes within the time that the front needs for one task, and waking a
 # worker that sleeps costs more than a small task: 6,300 tasks/s and 0.29 ms at concurrency 1
 # without this, 9,000 and 0.14 ms with it (1 worker, 2 virtual cores). An idle worker sleeps, and
-# where there are as many workers as cores none spins (2 workers: 8,200 tasks/s, 6,000 if they did).
+# where as many workers as cores were busy when it got its order it does not spin (2 workers: 8,200
+# tasks/s, 6,000 if they did). The front says so with each order.
 _SPIN_S = 0.0002
 # A worker adopts the orphans of its tasks' processes, so that none escapes its end; it cannot reap
 # them, since some may be children that the source itself will wait for. It makes room by leaving.
@@ -79,7 +80,7 @@ class _Worker:
     def __init__(self, channel: Channel, launch: wire.Launch) -> None:
         self._channel = channel
         self._progress = ProgressReporter(channel)
-        self._may_spin = launch.may_spin
+        self._may_spin = False  # as the last order said
         self._pid = os.getpid()
         self._runs_done = 0
         self._handlers = registered()
@@ -164,6 +165,7 @@ class _Worker:
             if not isinstance(message, wire.Run):
                 raise WireError(f"a worker cannot do {message}")
             orders.append((message, payload))
+            self._may_spin = message.may_spin
             if not message.more:
                 yield orders
                 orders = []
