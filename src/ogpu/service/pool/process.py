@@ -117,7 +117,8 @@ class WorkerProcess(asyncio.Protocol):
 
     def hear(self) -> None:
         """Read what the worker has said until now, ahead of the event loop."""
-        if not self._closed.done():
+        # Not before it is connected: who is ready is sent an order at once.
+        if self._transport is not None and not self._closed.done():
             self._events.guard(self._read)
 
     def _read(self) -> None:
