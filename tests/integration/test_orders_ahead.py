@@ -86,13 +86,13 @@ def test_the_worker_goes_on_by_itself(start: Any, folder: Path, method: str) -> 
     stage = Stage(start(OGPU_START_METHOD=method), folder)
     server = stage.server
     assert [server.task(name)["state"] for name in OTHERS] == ["queued"] * 3
-    assert server.http.get("/readyz").json()["queue_depth"] == 3
+    assert server.workers()["queue_depth"] == 3
     stage.go()
     ends = stage.ends()
     assert_untouched(ends)
     assert stage.ran() == ["a", *OTHERS]
     assert len({end["result"]["pid"] for end in ends.values()}) == 1
-    assert server.http.get("/readyz").json()["queue_depth"] == 0
+    assert server.workers()["queue_depth"] == 0
 
 
 def test_a_deadline_is_not_theirs(start: Any, folder: Path) -> None:

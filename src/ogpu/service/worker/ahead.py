@@ -33,6 +33,11 @@ class OrdersAhead:
             self._socket = socket.socket(fileno=kept)
         self._decoder = wire.FrameDecoder(wire.MAX_AHEAD_BYTES)
 
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._socket is not None:
+            self._socket.close()
+
     def take(self) -> tuple[wire.Run, bytes] | None:
         """Take the next order, with its input, and start its clock; None: there is none."""
         if self._socket is None:
@@ -42,6 +47,7 @@ class OrdersAhead:
         except BlockingIOError:
             return None
         except OSError:  # the source has closed it: orders come by the channel alone
+            self._socket.detach()
             self._socket = None
             return None
         for order, given in self._decoder.filled(count):

@@ -123,8 +123,11 @@ class _Worker:
         return None
 
     def serve(self) -> None:
+        with contextlib.closing(OrdersAhead(self._channel.socket)) as ahead:
+            self._serve(ahead)
+
+    def _serve(self, ahead: OrdersAhead) -> None:
         standard = output.StandardDescriptors()
-        ahead = OrdersAhead(self._channel.socket)
         incoming = self._orders()
         orders = next(incoming, None)
         while orders is not None:
