@@ -57,6 +57,9 @@ def fork_template(source: spawned.Source, start_method: str) -> tuple[int, socke
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()  # what is buffered here would be written once more by each worker
+    # A collection writes to every object that it looks at, and so would copy all that the source
+    # has imported, once more for the front: 0.1 s and 30 MiB with PyTorch.
+    gc.freeze()
     pid = os.fork()
     if pid:
         templates_end.close()
