@@ -30,9 +30,10 @@ from .ending import end_all
 from .errors import SettingsError
 from .events import TaskEvents
 from .handler import Handler
-from .http.app import Application, Rooms, create_app
+from .http.app import Application, create_app
 from .http.clients import ClientLimits
 from .http.protocol import OneWriteProtocol
+from .http.rooms import Rooms
 from .http.shortcut import shortcut_protocol
 from .http.waiters import Waiters
 from .journal import Database, Journal

@@ -6,6 +6,8 @@ loop answers; readiness, that a task would be accepted and run now.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
@@ -16,6 +18,7 @@ from ..pool.states import PoolState
 from ..pool.supervisor import Supervisor
 from .problem import NOT_READY, STOPPING
 
+Call = Callable[[], Awaitable[Response]]
 _REASONS = {
     PoolState.STARTING: "no worker has run @init yet",
     PoolState.READY: "every worker is being replaced",
@@ -30,6 +33,17 @@ class PoolCalls:
         self._supervisor = supervisor
         self._journal = journal
         self._metrics = metrics
+
+    def calls(self) -> dict[tuple[str, str], Call]:
+        """Return the calls by method and path; none of them has parameters."""
+        return {
+            ("GET", "/healthz"): self.healthz,
+            ("GET", "/readyz"): self.readyz,
+            ("GET", "/workers"): self.workers,
+            ("POST", "/drain"): self.drain,
+            ("POST", "/resume"): self.resume,
+            ("GET", "/metrics"): self.metrics,
+        }
 
     async def healthz(self) -> Response:
         """Tell that the event loop answers."""

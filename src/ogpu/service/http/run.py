@@ -43,7 +43,7 @@ from .problem import (
     UNKNOWN_FUNCTION,
 )
 from .protocol import Answer
-from .tasks import task_json
+from .task_json import task_json
 from .waiters import Waiters, Waiting
 from .whole import WholeRequest
 

@@ -203,10 +203,15 @@ SENT_AGAIN: Responses = {
     **_FOUND,
     **_SENT_409,
 }
-READY: Responses = {503: _problem("Starting, draining or broken: see reason")}
-POOL: Responses = {200: {"description": "The pool", "model": PoolView}}
-RESUMED: Responses = {**POOL, 409: _problem("The service stops")}
-METRICS: Responses = {200: _text("Figures, in the text format of Prometheus", "text/plain")}
+_POOL: Responses = {200: {"description": "The pool", "model": PoolView}}
+OF_POOL_CALLS: dict[str, Responses] = {
+    "/healthz": {},
+    "/readyz": {503: _problem("Starting, draining or broken: see reason")},
+    "/workers": _POOL,
+    "/drain": _POOL,
+    "/resume": {**_POOL, 409: _problem("The service stops")},
+    "/metrics": {200: _text("Figures, in the text format of Prometheus", "text/plain")},
+}
 
 
 def run_responses(output_model: type[BaseModel]) -> Responses:

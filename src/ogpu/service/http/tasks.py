@@ -1,20 +1,20 @@
-"""A task as JSON, and the calls about tasks: get, list, cancel, logs, callback again.
+"""The calls about tasks: get, list, cancel, logs, callback again.
 
 Runs in the front. FastAPI reads the parameters and their documentation off the signatures.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Query
-from pydantic_core import to_json
 from starlette.responses import PlainTextResponse, Response
 
 from ..journal import Journal
 from ..pool.supervisor import Supervisor
 from ..task import Task, TaskState
 from .problem import ALREADY_ENDED, AMBIGUOUS_TASK, NO_RECEIVER, NOT_ENDED, UNKNOWN_TASK
+from .task_json import task_json, task_response
 
 if TYPE_CHECKING:
     from ..outbox.outbox import Outbox
@@ -26,46 +26,6 @@ _MOST_PAGE_BYTES = 8 * 1024 * 1024
 FunctionQuery = Annotated[
     str | None, Query(description="which task, where several functions have one of this address")
 ]
-
-
-def describe(task: Task) -> dict[str, Any]:
-    """Return everything about a task but its result."""
-    worker, error, callback, progress = task.worker, task.error, task.callback, task.progress
-    return {
-        "task_address": task.address,
-        "function": task.function,
-        "state": task.state.value,
-        "attempt": task.attempt,
-        "accepted_at": task.accepted_at,
-        "started_at": task.started_at,
-        "finished_at": task.finished_at,
-        "deadline": task.deadline,
-        "worker": worker
-        and {
-            "slot": worker.slot,
-            "generation": worker.generation,
-            "pid": worker.pid,
-            "device": worker.device,
-        },
-        "progress": progress and {"fraction": progress.fraction, "message": progress.message},
-        "error": error and {**vars(error), "reason": error.reason.value},
-        "callback": {
-            "state": callback.state.value,
-            "attempts": callback.attempts,
-            "last_error": callback.last_error,
-        },
-    }
-
-
-def task_json(task: Task) -> bytes:
-    """Return a task as JSON; the result's bytes are the worker's, unread."""
-    head = to_json(describe(task))
-    return b'%b,"result":%b}' % (head[:-1], task.result or b"null")
-
-
-def task_response(task: Task, status: int = 200) -> Response:
-    """Answer with a task."""
-    return Response(task_json(task), status, media_type="application/json")
 
 
 class TaskFinder:
