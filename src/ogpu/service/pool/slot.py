@@ -12,8 +12,7 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
-import psutil
-
+from ..processes import resident_bytes
 from ..task import Task
 from .process import WorkerProcess
 
@@ -161,7 +160,7 @@ class Slot:
             "task_address": task.address if task else None,
             "function": task.function if task else None,
             "tasks_done": self.tasks_done,
-            "rss_bytes": _rss_bytes(pid),
+            "rss_bytes": None if pid is None else resident_bytes(pid) or None,  # 0: it is dead
             "started_at": self.started_at,
             "last_exit": last
             and {
@@ -171,12 +170,3 @@ class Slot:
                 "at": last.at,
             },
         }
-
-
-def _rss_bytes(pid: int | None) -> int | None:
-    if pid is None:
-        return None
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:  # it died a moment ago
-        return None
