@@ -118,6 +118,17 @@ def test_a_task_as_json_in_every_state(start_server: StartServer) -> None:
     assert server.task("busy") == cancelled
 
 
+def test_first_requests_at_once_are_all_answered(start_server: StartServer) -> None:
+    """FastAPI is made once for all of them, and tasks and the health check do not wait for it."""
+    server = start_server()
+    paths = ["/tasks", "/openapi.json", "/docs", "/healthz", "/tasks/a", "/nowhere"]
+    with ThreadPoolExecutor(len(paths) + 1) as clients:
+        answers = [clients.submit(httpx.get, server.url + path, timeout=10) for path in paths]
+        ran = clients.submit(server.run, "echo", "beside")
+        assert [answer.result().status_code for answer in answers] == [200] * 4 + [404] * 2
+        assert ran.result()["state"] == "succeeded"
+
+
 def test_the_list_is_newest_first_and_pages_through_all(start_server: StartServer) -> None:
     """120 tasks, page by page while new ones come: none is missed, none comes twice."""
     server = start_server()

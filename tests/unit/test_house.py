@@ -60,6 +60,15 @@ def test_importing_the_package_loads_no_web_code() -> None:
     assert run.stdout.strip() == "[]"
 
 
+def test_a_start_of_the_front_loads_no_fastapi() -> None:
+    """It is imported for the first request that needs it (http/app.py)."""
+    code = (
+        "import sys, ogpu.service.front; print('uvicorn' in sys.modules, 'fastapi' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True False"
+
+
 def test_torch_is_asked_to_look_for_gpus_without_a_context() -> None:
     code = "import os, ogpu.service; print(os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _PATH = re.compile(rb"/run/(\w+)/([A-Za-z0-9._:-]+)")
 
 
-class _Routes:
+class Routes:
     """FastAPI's application, from the first request on that needs it."""
 
     def __init__(self, make: Callable[[], FastAPI]) -> None:
@@ -46,6 +46,7 @@ class _Routes:
         self._app: FastAPI | None = None
 
     async def get(self) -> FastAPI:
+        """Return it; make it first, in a thread, where there is none yet."""
         if self._app is None:
             async with self._making:
                 if self._app is None:
@@ -68,7 +69,7 @@ class Application:
         endpoints: dict[str, RunEndpoint],
         unknown: RunEndpoint,
         pool: PoolCalls,
-        routes: _Routes,
+        routes: Routes,
         key: KeyCheck | None,
     ) -> None:
         self._endpoints = endpoints
@@ -148,6 +149,6 @@ def create_app(settings: Settings, handlers: dict[str, Handler], rooms: Rooms) -
         {name: endpoint(handler) for name, handler in handlers.items()},
         unknown=endpoint(None),
         pool=pool,
-        routes=_Routes(make_routes),
+        routes=Routes(make_routes),
         key=None if key is None else KeyCheck(key.get_secret_value()),
     )
