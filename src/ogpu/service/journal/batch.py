@@ -9,6 +9,8 @@ from .rows import Row
 
 # A body that is larger goes as it is; a smaller one travels as a JSON string with the others.
 _INLINE_BODY_BYTES = 32 * 1024
+# A body of that many bytes is in a file of its own (bodies.py has the figures).
+FILED_BODY_BYTES = 256 * 1024
 
 Body = tuple[int, bytes]
 
@@ -54,10 +56,17 @@ class Forgotten(NamedTuple):
     result_bytes: int
 
 
-def small_and_large(bodies: list[Body]) -> tuple[list[tuple[int, str]], list[Body]]:
-    """Tell the bodies that can travel as JSON strings from the large and the odd ones."""
-    small, large = [], []
+def by_size(bodies: list[Body]) -> tuple[list[tuple[int, str]], list[Body], list[Body]]:
+    """Tell the bodies that can travel as JSON strings, the large or odd ones, and those for files.
+
+    Of the latter an empty string travels.
+    """
+    small, large, filed = [], [], []
     for number, body in bodies:
+        if not 0 < len(body) < FILED_BODY_BYTES:  # (an empty one would look as if in a file)
+            small.append((number, ""))
+            filed.append((number, body))
+            continue
         if len(body) <= _INLINE_BODY_BYTES and b"\0" not in body:
             try:
                 small.append((number, body.decode()))
@@ -65,4 +74,4 @@ def small_and_large(bodies: list[Body]) -> tuple[list[tuple[int, str]], list[Bod
             except UnicodeDecodeError:
                 pass  # a worker may send anything; as it is, it is kept
         large.append((number, body))
-    return small, large
+    return small, large, filed

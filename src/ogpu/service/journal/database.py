@@ -23,7 +23,8 @@ from pydantic_core import to_json
 from ..errors import JournalError
 from ..task import CallbackState, Task, TaskState
 from . import schema
-from .batch import Batch, Forgotten, Kept, Written, small_and_large
+from .batch import Batch, Body, Forgotten, Kept, Written, by_size
+from .bodies import Bodies, FileBodies, FiledBody, MemoryBodies
 from .deliveries import Delivery, Lane
 from .disk import Disk
 from .folder import StateFolder
@@ -31,6 +32,7 @@ from .rows import Row, task_of
 
 MEMORY = ":memory:"
 _FILE = "journal.db"
+_BODIES_FOLDER = "bodies"
 _COLUMNS = ", ".join(schema.TASK_COLUMNS)
 _OVER = (
     f"state NOT IN ('{TaskState.QUEUED.value}', '{TaskState.RUNNING.value}') "
@@ -62,6 +64,11 @@ class Database:
             raise self._unusable(error) from error
         try:
             self._prepare()
+            self._bodies: Bodies = (
+                MemoryBodies()
+                if folder is None
+                else FileBodies(folder.path / _BODIES_FOLDER, self._refers_to_file)
+            )
         except sqlite3.Error as error:
             self._connection.close()
             raise self._unusable(error) from error
@@ -134,8 +141,8 @@ class Database:
         started = time.perf_counter()
         body_bytes = sum(len(body) for _, body in chain(batch.inputs, batch.results))
         self._disk.require(body_bytes, is_new=bool(batch.inputs))
-        inputs, large_inputs = small_and_large(batch.inputs)
-        results, large_results = small_and_large(batch.results)
+        inputs, large_inputs, filed_inputs = by_size(batch.inputs)
+        results, large_results, filed_results = by_size(batch.results)
         cells = tuple(
             to_json(part).decode()
             for part in (  # as the columns of the view
@@ -147,17 +154,24 @@ class Database:
                 batch.settled,
             )
         )
-        if not large_inputs and not large_results:
+        filed = [FiledBody("inputs", *body) for body in filed_inputs]
+        filed += [FiledBody("results", *body) for body in filed_results]
+        with self._bodies.written(filed):
+            self._commit(cells, large_inputs, large_results)
+        self._bodies.drop("inputs", batch.settled)
+        return Written(time.perf_counter() - started, self._disk.trouble())
+
+    def _commit(self, cells: tuple[str, ...], inputs: list[Body], results: list[Body]) -> None:
+        if not inputs and not results:
             self._connection.execute(schema.WRITE_BATCH, cells)
-            return Written(time.perf_counter() - started, self._disk.trouble())
+            return
         with self._transaction():
-            for table, bodies in (("inputs", large_inputs), ("results", large_results)):
+            for table, bodies in (("inputs", inputs), ("results", results)):
                 self._connection.executemany(
                     f"INSERT OR REPLACE INTO {table} VALUES (?, ?)",  # noqa: S608 - constants
                     bodies,
                 )
             self._connection.execute(schema.WRITE_BATCH, cells)
-        return Written(time.perf_counter() - started, self._disk.trouble())
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -237,6 +251,8 @@ class Database:
                     "WHERE number IN (SELECT value FROM json_each(?))",
                     (numbers,),
                 )
+        for table in ("inputs", "results"):
+            self._bodies.drop(table, [task.number for task in forgotten])
         return forgotten
 
     # --- reading
@@ -341,7 +357,17 @@ class Database:
             f"SELECT body FROM {table} WHERE number = ?",  # noqa: S608 - constants
             (number,),
         ).fetchone()
-        return None if row is None else bytes(row[0])
+        if row is None:
+            return None
+        return bytes(row[0]) or self._bodies.read(table, number)
+
+    def _refers_to_file(self, table: str, number: int) -> bool:
+        return table in ("inputs", "results") and bool(
+            self._connection.execute(
+                f"SELECT 1 FROM {table} WHERE number = ? AND length(body) = 0",  # noqa: S608 - constants
+                (number,),
+            ).fetchone()
+        )
 
 
 def _size_of(row: Row) -> int:

@@ -37,7 +37,7 @@ class StateFolder:
         """
         self.path = Path(path).absolute()
         try:
-            _make(self.path)
+            make_folder(self.path)
             self._lock = os.open(
                 self.path / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
@@ -87,7 +87,7 @@ class StateFolder:
         )
 
 
-def _make(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Make a folder that is there after a power cut, too."""
     if path.is_dir():
         return
