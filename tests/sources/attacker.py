@@ -8,7 +8,6 @@ import stat
 import struct
 import sys
 import time
-import zlib
 
 from pydantic import BaseModel
 
@@ -63,7 +62,7 @@ def framed(message: wire.Message, payload: bytes = b"") -> bytes:
 
 def answer(text: str = "forged", run: int | None = None) -> bytes:
     result = b'{"text":"%s"}' % text.encode()
-    done = wire.Done(own_run() if run is None else run, False, zlib.crc32(result))
+    done = wire.Done(own_run() if run is None else run, False, wire.checksum(result))
     return framed(done, result)
 
 
@@ -88,7 +87,7 @@ GARBAGE = {
     "huge number": lambda: raw('["Done", 1' + "0" * 100_000 + ", true]"),
     "no reason": lambda: framed(wire.Failed(own_run(), "bad luck", "", None, None)),
     "no reason to recycle": lambda: framed(
-        wire.Done(own_run(), False, zlib.crc32(b"{}"), "tired"), b"{}"
+        wire.Done(own_run(), False, wire.checksum(b"{}"), "tired"), b"{}"
     ),
     "progress without end": lambda: progress() * 1_000_000,
     "answers without end": lambda: answer(run=10**6) * 200_000,

@@ -16,9 +16,10 @@ import sys
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
+
+from ogpu.service import wire
 
 PLACE = Path(os.environ["CHAOS_DIR"])
 FAULTS: dict[str, Callable[[], object]] = {}
@@ -131,7 +132,7 @@ def dies_in_a_frame() -> None:
 def forges_an_answer() -> None:
     """Answer for the order at hand, or for one that is over, with what is no JSON."""
     payload = b'\xff"},{'
-    header = f'["Done",{run_at_hand()},true,{zlib.crc32(payload)},null]'.encode()
+    header = f'["Done",{run_at_hand()},true,{wire.checksum(payload)},null]'.encode()
     for descriptor in sockets():
         os.write(descriptor, struct.pack("!II", len(header), len(payload)) + header + payload)
 

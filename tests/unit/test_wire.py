@@ -48,7 +48,7 @@ MESSAGES = st.one_of(
         wire.Done,
         run=st.integers(0, 2**53),
         has_output=st.booleans(),
-        checksum=st.integers(0, 2**32 - 1),
+        checksum=st.integers(0, 2**64 - 1),
         recycle=st.none() | TEXT,
     ),
     st.builds(

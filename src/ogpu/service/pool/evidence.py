@@ -7,7 +7,6 @@ can say, and a reason outside the closed set breaks the channel.
 from __future__ import annotations
 
 import signal
-import zlib
 from dataclasses import replace
 
 from pydantic_core import from_json
@@ -31,7 +30,7 @@ def succeeded(done: wire.Done, result: bytes) -> Outcome:
     Raises:
         WireError: it is not what the worker has sent, or not JSON.
     """
-    if zlib.crc32(result) != done.checksum:
+    if wire.checksum(result) != done.checksum:
         raise WireError("a result does not have its checksum")
     if len(result) <= _READ_THROUGH_BYTES:
         try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -196,7 +195,7 @@ def _items_of(handler: Handler, results: object, wanted: int) -> Sequence[object
 
 def _answer(order: wire.Run, end: _End, has_output: bool) -> Answer:
     if isinstance(end, bytes):
-        return wire.Done(order.run, has_output, zlib.crc32(end)), end
+        return wire.Done(order.run, has_output, wire.checksum(end)), end
     return end, b""
 
 
