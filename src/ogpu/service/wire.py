@@ -323,6 +323,12 @@ def encode_frame(message: Message, payload: bytes = b"") -> bytes:
     return encode_head(message, len(payload)) + payload
 
 
+def encode_parts(message: Message, payload: bytes) -> list[bytes]:
+    """Turn a message and its payload into one frame, in parts: a large payload is not copied."""
+    head = encode_head(message, len(payload))
+    return [head + payload] if len(payload) < framing.LARGE_BYTES else [head, payload]
+
+
 class FrameDecoder(framing.Decoder[Message]):
     """Cuts a stream into messages and their payloads (``framing.py``).
 

@@ -94,19 +94,23 @@ class OneWriteProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
 
-Answer = Response | tuple[int, bytes]  # a status, and the JSON that goes with it
+# A status, and the JSON that goes with it, which may be in parts: a large one is not copied.
+Answer = Response | tuple[int, bytes | list[bytes]]
 
 
 def encoded(answer: Answer, common_lines: bytes) -> list[bytes]:
     """Return an answer as it goes out; ``common_lines`` are header lines that all answers have."""
     if isinstance(answer, tuple):
         status, body = answer
-        own_lines = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        parts = [body] if isinstance(body, bytes) else body
+        size = sum(map(len, parts))
+        own_lines = b"content-type: application/json\r\ncontent-length: %d\r\n" % size
     else:
-        status, body = answer.status_code, bytes(answer.body)
+        status, parts = answer.status_code, [bytes(answer.body)]
+        size = len(parts[0])
         own_lines = header_lines(answer.raw_headers)
     head = b"%b%b%b\r\n" % (_STATUS_LINES[status], common_lines, own_lines)
-    return [head + body] if len(body) <= _COALESCED_BYTES else [head, body]
+    return [b"".join((head, *parts))] if size <= _COALESCED_BYTES else [head, *parts]
 
 
 def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

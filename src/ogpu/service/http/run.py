@@ -43,7 +43,7 @@ from .problem import (
     UNKNOWN_FUNCTION,
 )
 from .protocol import Answer
-from .task_json import task_json
+from .task_json import task_json, task_parts
 from .waiters import Waiters, Waiting
 from .whole import WholeRequest
 
@@ -92,7 +92,7 @@ class RunCall:
     def _on_waited(self) -> None:
         self._waiting = None  # each refers to the other, and the task would be kept with its result
         if self._task.state.is_terminal:
-            self._end((200, task_json(self._task)))
+            self._end((200, task_parts(self._task)))
         else:
             self._journal.when_stored(self._task, self._on_stored)
 

@@ -41,8 +41,13 @@ def describe(task: Task) -> dict[str, Any]:
 
 def task_json(task: Task) -> bytes:
     """Return a task as JSON; the result's bytes are the worker's, unread."""
+    return b"".join(task_parts(task))
+
+
+def task_parts(task: Task) -> list[bytes]:
+    """Return a task as JSON, in parts: a large result is not copied."""
     head = to_json(describe(task))
-    return b'%b,"result":%b}' % (head[:-1], task.result or b"null")
+    return [b'%b,"result":' % head[:-1], task.result or b"null", b"}"]
 
 
 def task_response(task: Task, status: int = 200) -> Response:

@@ -107,7 +107,8 @@ class WorkerProcess(asyncio.Protocol):
         """Send orders; what does not fit into the socket at once is sent as the worker reads."""
         self.note_orders(len(orders))
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join([wire.encode_frame(*order) for order in orders]))
+            parts = [part for order in orders for part in wire.encode_parts(*order)]
+            self._transport.writelines(parts)
         else:
             self.orders_unread = True
 
