@@ -343,7 +343,7 @@ class FrameDecoder(framing.Decoder[Message]):
 def checksum(payload: bytes) -> int:
     """Return what tells that a payload is the one that was sent (``Done``).
 
-    CRC-32 took 0.34 ms for 1 MiB, here and there, of 3.2 that the two of them need for an echo of
+    CRC-32 took 0.34 ms for 1 MiB, at each end, of 3.7 that front and worker needed for an echo of
     it; this one takes 0.02.
     """
     return xxh3_64_intdigest(payload)
