@@ -107,11 +107,11 @@ class Launcher:
 
     @property
     def may_have_standby(self) -> bool:
-        """True where workers are spawned."""
-        return self._is_up and self.method == "spawn"
+        """True while there is a template that takes orders."""
+        return self._is_up and self.is_ready
 
     def order_standby(self, temp_dir: str | None, environment: dict[str, str]) -> None:
-        """Have a fresh interpreter wait for the next order, unless one does already."""
+        """Have a process wait for the next order, unless one does already."""
         self._unsent.append(wire.encode_header(wire.Standby(temp_dir, environment)))
         self._send()
 

@@ -7,8 +7,8 @@ supervisor's business (``LifeEvents``).
 1. Slot 0 is launched alone: its @init may download. When it is ready, the others are launched.
 2. A worker that is well is to be replaced (``recycle``): between two tasks, and one slot at a time
    where it can go on that long.
-   When all slots are filled, a standby is ordered: where workers are spawned, the next one then
-   costs its @init, and not the import of the source.
+   When all slots are filled, a standby is ordered: the next worker then costs its @init, and not
+   a fork, or the import of the source where workers are spawned.
 3. A worker is gone: its slot is filled again, at once where it had been of use, else after a
    back-off; not before the memory of its GPU is back (``reclaim.py``). One that never became ready,
    or whose device does not answer any more, is a setback.
@@ -44,6 +44,9 @@ from .slot import CAN_WAIT, ExitReason, Slot, SlotState
 
 # A worker that ends sooner than this, with no task, has been of no use.
 _LEAST_LIFE_S = 1.0
+# After a worker is ready, its first task comes first: where there are few cores it would wait for
+# the fork or the import of a standby.
+_STANDBY_PAUSE_S = 0.1
 # Beside the result itself a Done frame carries nothing; a Failed frame has an empty payload.
 _PAYLOAD_SLACK_BYTES = 1024
 # Slots that nothing is expected of soon: while another one is being filled, none is emptied.
@@ -221,17 +224,23 @@ class Lives:
         for other in self.slots:
             if other.state is SlotState.READY:
                 self.recycle_if_wanted(other)
-        # Not sooner: its import would delay the @init of those that are needed. And once for each
-        # worker that was made, so that one which cannot wait is not made again and again.
-        if self._settings.standby and all(other.state in _IN_PLACE for other in self.slots):
-            self._order_standby()
+        # Once for each worker that was made, so that one which cannot wait is not made again and
+        # again.
+        if self._settings.standby:
+            self._background.call_later(_STANDBY_PAUSE_S, self._order_standby)
 
     def _order_standby(self) -> None:
-        if self._launcher.may_have_standby:
-            # Whose place it will take is not known. But it is to see one GPU as any worker does,
-            # and none where there is to be none, when it imports the source.
-            environment = self._devices.plans[0].environment
-            self._launcher.order_standby(self._scratch.make_for_standby(), environment)
+        # Not sooner: its import would delay the @init of those that are needed.
+        are_filled = all(slot.state in _IN_PLACE for slot in self.slots)
+        if self.is_stopping or not are_filled or not self._launcher.may_have_standby:
+            return
+        if self._launcher.method == "fork":  # it runs nothing of the source
+            self._launcher.order_standby(None, {})
+            return
+        # Whose place it will take is not known. But it is to see one GPU as any worker does, and
+        # none where there is to be none, when it imports the source.
+        environment = self._devices.plans[0].environment
+        self._launcher.order_standby(self._scratch.make_for_standby(), environment)
 
     def _why_useless(self, ready: wire.Ready) -> str | None:
         if ready.protocol_version != wire.PROTOCOL_VERSION:

@@ -9,7 +9,9 @@ Runs in the template; ``_live`` goes on in the new process.
    system has no room for one of them, nothing is left of the attempt.
 
 A standby is born likewise, before it is needed, and its ends are kept here: it imports the source,
-and waits at its channel. With the next Launch, that order is written there, and 3. follows.
+where it was not forked from a process that had, and waits at its channel. With the next Launch,
+that order is written there, and 3. follows: a fork, and what a new process has to do before it can
+take an order, are not waited for.
 """
 
 from __future__ import annotations
@@ -106,17 +108,19 @@ class Births:
     # --- the standby
 
     def make_standby(self, order: wire.Standby) -> int | None:
-        """Make a standby where there is none, and workers are spawned; return its pid.
+        """Make a standby where there is none; return its pid.
 
         Raises:
             OSError: there is no room for it.
         """
-        if self._method != "spawn" or self._standby is not None:
+        if self._standby is not None:
             return None
         self._standby = self._fork(order)
-        # Nobody reads what it prints, until it is needed: a full pipe would have it wait.
-        with contextlib.suppress(OSError):  # more than pipe-user-pages-soft, pipe(7)
-            fcntl.fcntl(self._standby.output_fd, fcntl.F_SETPIPE_SZ, _STANDBY_PIPE_BYTES)
+        if self._method == "spawn":
+            # Nobody reads what an import prints, until it is needed: a full pipe would have it
+            # wait.
+            with contextlib.suppress(OSError):  # more than pipe-user-pages-soft, pipe(7)
+                fcntl.fcntl(self._standby.output_fd, fcntl.F_SETPIPE_SZ, _STANDBY_PIPE_BYTES)
         return self._standby.pid
 
     def bury_standby(self, pid: int, code: int) -> str:
@@ -191,15 +195,18 @@ class Births:
             signal.set_wakeup_fd(-1)
             for number, handler in self.signal_handlers.items():
                 signal.signal(number, handler)
-            use_surroundings(order)
             if self._method == "spawn":
+                use_surroundings(order)
                 for descriptor in (channel.fileno(), stacks_fd):
                     os.set_inheritable(descriptor, True)
                 command = spawned.worker_command(channel.fileno(), stacks_fd, self._source, order)
                 os.execv(command[0], command)  # noqa: S606 - our own command, no shell
-            assert isinstance(order, wire.Launch)
             self._drop_descriptors()
             stacks.arm(stacks_fd)
+            if isinstance(order, wire.Standby):
+                setproctitle.setproctitle("ogpu-service: standby")
+                order = spawned.wait_for_launch(channel)
+            use_surroundings(order)
             threads.hold_to_share(order.environment)
             setproctitle.setproctitle(f"ogpu-service: worker {order.slot}")
             os._exit(run_worker(order, channel))

@@ -154,12 +154,12 @@ def worker_main() -> None:
     if order:
         launch = cast("wire.Launch", wire.decode_header(order.encode()))
     else:
-        launch = _wait_for_launch(channel)
+        launch = wait_for_launch(channel)
         _take_up(launch, source, channel, armed_fd)
     os._exit(run_worker(launch, channel))
 
 
-def _wait_for_launch(channel: socket.socket) -> wire.Launch:
+def wait_for_launch(channel: socket.socket) -> wire.Launch:
     """Wait until the standby is needed; leave where it is not any more."""
     decoder = wire.FrameDecoder(0)
     while said := channel.recv(wire.MAX_HEADER_BYTES):
