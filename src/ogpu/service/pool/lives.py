@@ -234,13 +234,12 @@ class Lives:
         are_filled = all(slot.state in _IN_PLACE for slot in self.slots)
         if self.is_stopping or not are_filled or not self._launcher.may_have_standby:
             return
-        if self._launcher.method == "fork":  # it runs nothing of the source
-            self._launcher.order_standby(None, {})
-            return
         # Whose place it will take is not known. But it is to see one GPU as any worker does, and
         # none where there is to be none, when it imports the source.
         environment = self._devices.plans[0].environment
-        self._launcher.order_standby(self._scratch.make_for_standby(), environment)
+        imports = self._launcher.method == "spawn"
+        temp_dir = self._scratch.make_for_standby() if imports else None
+        self._launcher.order_standby(temp_dir, environment)
 
     def _why_useless(self, ready: wire.Ready) -> str | None:
         if ready.protocol_version != wire.PROTOCOL_VERSION:

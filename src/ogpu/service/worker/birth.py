@@ -37,6 +37,7 @@ from ..errors import WireError
 from ..processes import become_subreaper, die_with_parent, state_of
 from . import output, spawned, stacks, threads
 from .loop import run_worker
+from .rehearsal import rehearse
 
 SignalHandler = Callable[[int, FrameType | None], Any] | int
 Tell = Callable[[wire.Launched, list[int]], None]
@@ -203,11 +204,12 @@ class Births:
                 os.execv(command[0], command)  # noqa: S606 - our own command, no shell
             self._drop_descriptors()
             stacks.arm(stacks_fd)
+            threads.hold_to_share(order.environment)  # which is the same for every slot
             if isinstance(order, wire.Standby):
                 setproctitle.setproctitle("ogpu-service: standby")
+                rehearse()
                 order = spawned.wait_for_launch(channel)
             use_surroundings(order)
-            threads.hold_to_share(order.environment)
             setproctitle.setproctitle(f"ogpu-service: worker {order.slot}")
             os._exit(run_worker(order, channel))
         except BaseException:  # noqa: BLE001 - seen by the front as this worker's output and death

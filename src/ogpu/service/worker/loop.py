@@ -25,12 +25,12 @@ import inspect
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .. import wire
 from ..context import ADDRESS_VARIABLE, CurrentTask, set_current_tasks
 from ..errors import WireError
-from ..handler import get_init_handler, registered
+from ..handler import Handler, get_init_handler, registered
 from ..logger import configure_worker, enable_sentry, flush_sentry, logger
 from ..processes import zombie_children
 from ..role import Role, set_role
@@ -59,16 +59,22 @@ _FRONT_INPUT_LIMIT = 2**32  # the front has checked OGPU_MAX_BODY_BYTES
 
 def run_worker(launch: wire.Launch, channel: socket.socket) -> int:
     """Live as the worker that ``launch`` ordered; return the exit code."""
+    become_worker(launch)
+    enable_sentry()
+    handlers = registered()
+    worker = Worker(Channel(channel), launch, handlers, _loop_for(handlers))
+    if not worker.initialise():
+        return 1
+    worker.serve(output.StandardDescriptors())
+    flush_sentry(1.0)
+    return 0
+
+
+def become_worker(launch: wire.Launch) -> None:
+    """Let this process be a worker by its role, its log and its output."""
     set_role(Role.WORKER)
     configure_worker(launch.log_level)
     output.buffer_by_line()
-    enable_sentry()
-    worker = _Worker(Channel(channel), launch)
-    if not worker.initialise():
-        return 1
-    worker.serve()
-    flush_sentry(1.0)
-    return 0
 
 
 def report_init_failure(channel: socket.socket, error: BaseException) -> None:
@@ -76,35 +82,50 @@ def report_init_failure(channel: socket.socket, error: BaseException) -> None:
     Channel(channel).send(init_failed(error))
 
 
-class _Worker:
-    def __init__(self, channel: Channel, launch: wire.Launch) -> None:
+def _loop_for(handlers: Mapping[str, Handler]) -> asyncio.AbstractEventLoop | None:
+    """Return one loop for the whole life: clients that an async @init made belong to it."""
+    init = get_init_handler()
+    if not any(h.is_async for h in handlers.values()) and not inspect.iscoroutinefunction(init):
+        return None
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop
+
+
+class Worker:
+    """Runs @init, and then tasks; ``loop`` is for what is async, where anything is."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        launch: wire.Launch,
+        handlers: Mapping[str, Handler],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
         self._channel = channel
         self._progress = ProgressReporter(channel)
         self._may_spin = False  # as the last order said
         self._pid = os.getpid()
         self._runs_done = 0
-        self._handlers = registered()
-        init = get_init_handler()
-        is_async = any(h.is_async for h in self._handlers.values())
-        # One loop for the whole life: clients that an async @init made belong to it.
-        self._loop = (
-            asyncio.new_event_loop() if is_async or inspect.iscoroutinefunction(init) else None
-        )
-        if self._loop is not None:
-            asyncio.set_event_loop(self._loop)
+        self._handlers = handlers
+        self._loop = loop
         self._interrupt = Interrupt()
         self._handling = Handling(self._loop, self._interrupt, launch.max_result_bytes)
         self._fitness = Fitness(self._loop, self._interrupt, launch.max_rss_bytes)
 
     def initialise(self) -> bool:
+        """Run @init and the warm-ups, and tell how that ended; return whether all went well."""
         started = time.perf_counter()
         failure = self._run_init() or warm_up(self._handling, self._handlers)
         if failure is not None:
             self._channel.send(failure)
             return False
-        init_s = time.perf_counter() - started
-        self._channel.send(wire.Ready(wire.PROTOCOL_VERSION, list(self._handlers), init_s))
+        self.tell_ready(time.perf_counter() - started)
         return True
+
+    def tell_ready(self, init_s: float) -> None:
+        """Say that tasks are taken."""
+        self._channel.send(wire.Ready(wire.PROTOCOL_VERSION, list(self._handlers), init_s))
 
     def _run_init(self) -> wire.InitFailed | None:
         init = get_init_handler()
@@ -122,12 +143,12 @@ class _Worker:
             output.flush()
         return None
 
-    def serve(self) -> None:
+    def serve(self, standard: output.StandardDescriptors) -> None:
+        """Run what is ordered, until the channel ends."""
         with contextlib.closing(OrdersAhead(self._channel.socket)) as ahead:
-            self._serve(ahead)
+            self._serve(ahead, standard)
 
-    def _serve(self, ahead: OrdersAhead) -> None:
-        standard = output.StandardDescriptors()
+    def _serve(self, ahead: OrdersAhead, standard: output.StandardDescriptors) -> None:
         incoming = self._orders()
         orders = next(incoming, None)
         while orders is not None:

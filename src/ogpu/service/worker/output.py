@@ -51,6 +51,11 @@ class StandardDescriptors:
             with contextlib.suppress(OSError):  # closed already: the source has its reasons
                 self._kept[number] = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LEAST_KEPT)
 
+    def close(self) -> None:
+        """Give the copies back."""
+        for kept in self._kept.values():
+            os.close(kept)
+
     def restore(self) -> None:
         """Open again what has been closed. What was put in their place is left there."""
         for number, kept in self._kept.items():
