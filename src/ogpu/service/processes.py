@@ -103,14 +103,14 @@ def would_handle(pid: int, number: int) -> bool:
     thread, ignored, or has no handler. False as well where nobody can look (no descriptor is left).
     """
     try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        status = _read(f"/proc/{pid}/status")
     except OSError:
         return False
-    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    if facts["State"][0] in "TtZX":
+    facts = dict(line.split(b":\t", 1) for line in status.splitlines() if b":\t" in line)
+    if facts[b"State"][:1] in b"TtZX":
         return False
     bit = 1 << (number - 1)
-    return bool(int(facts["SigCgt"], 16) & bit) and not int(facts["SigBlk"], 16) & bit
+    return bool(int(facts[b"SigCgt"], 16) & bit) and not int(facts[b"SigBlk"], 16) & bit
 
 
 def own_children() -> set[int]:

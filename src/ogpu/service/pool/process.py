@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -175,6 +176,11 @@ class WorkerProcess(asyncio.Protocol):
 
     def _forget_stacks(self) -> None:
         """Empty the file: a child of an earlier task may have crashed, with our descriptor."""
+        try:
+            os.lseek(self._stacks_fd, 0, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nobody has written to it (lseek(2)), as a rule
+                return
         os.pwrite(self._stacks_fd, bytes(wire.STACKS_BYTES), 0)
         os.lseek(self._stacks_fd, 0, os.SEEK_SET)  # one position, for the worker as well
 
