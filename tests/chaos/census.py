@@ -16,6 +16,7 @@ from .stage import Stage
 # them, and no more after 200.
 RSS_SLACK_BYTES = 64 * 2**20
 KEPT_CONNECTIONS = 1  # our own
+_OF_A_STANDBY = 4  # the template keeps its channel, its output, its stacks and its pidfd
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ def settled_census(stage: Stage) -> Census:
 
 def take_census(stage: Stage) -> Census:
     connections = stage.front.net_connections("tcp")
+    standbys = [process for process in stage.below() if is_standby(process)]
     clients = [c for c in connections if c.laddr.port == stage.port and c.raddr]
     return Census(
         open_descriptors(stage.front.pid) - len(connections),
-        open_descriptors(stage.template),
+        open_descriptors(stage.template) - _OF_A_STANDBY * len(standbys),
         len(clients),
         stage.front.memory_info().rss,
     )

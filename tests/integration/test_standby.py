@@ -14,7 +14,7 @@ import pytest
 from conftest import StartServer
 from ogpu.service.devices.cores import allowed_cores
 from support.gpus import StandInGpus
-from support.processes import is_gone, is_standby
+from support.processes import is_gone, is_standby, open_descriptors
 from support.waiting import wait_until
 
 SOURCE = """
@@ -58,15 +58,21 @@ ogpu.service.start()
 """
 
 
-class Service:
-    """A server that spawns its workers, and the processes that it has."""
+METHODS = pytest.mark.parametrize("method", ["fork", "spawn"])
 
-    def __init__(self, start_server: StartServer, folder: Path, **settings: object) -> None:
+
+class Service:
+    """A server that spawns its workers, or forks them, and the processes that it has."""
+
+    def __init__(
+        self, start_server: StartServer, folder: Path, method: str = "spawn", **settings: object
+    ) -> None:
+        self.method = method
         self.hold, self.broken = folder / "hold", folder / "broken"
         self.notes = folder / "notes"
         paths = {"notes": self.notes, "hold": self.hold, "broken": self.broken}
         source = SOURCE.format(**{name: str(path) for name, path in paths.items()})
-        defaults = {"OGPU_START_METHOD": "spawn", "OGPU_GPUS": "none"}
+        defaults = {"OGPU_START_METHOD": method, "OGPU_GPUS": "none"}
         self.server = start_server(source, **{**defaults, **settings})
 
     def template(self) -> int:
@@ -80,8 +86,10 @@ class Service:
         return [pid for pid in found if pid not in workers]
 
     def wait_standby(self, what: str = "imported") -> int:
-        """Return the one that has imported the source, or only begun with that."""
+        """Return the one that has imported the source, or only begun with that; or was forked."""
         (standby,) = wait_until(self.standbys, "a standby")
+        if self.method == "fork":
+            return standby
         wait_until(lambda: f"{what} {standby}\n" in self.notes.read_text(), f"it {what} it")
         return standby
 
@@ -112,12 +120,15 @@ def start(start_server: StartServer, tmp_path: Path) -> Callable[..., Service]:
     return lambda **settings: Service(start_server, tmp_path, **settings)
 
 
-def test_it_takes_the_place_of_a_worker(start: Callable[..., Service]) -> None:
+@METHODS
+def test_it_takes_the_place_of_a_worker(start: Callable[..., Service], method: str) -> None:
     """A task's worker dies; the next task runs in the standby, which has what a worker of the slot
-    has: its own folder for temporary files, its variables. Then there is another standby.
+    has: its own folder for temporary files, its variables, and no descriptor more than another
+    worker. Then there is another standby.
     """
-    service = start()
+    service = start(method=method)
     server = service.server
+    descriptors = open_descriptors(server.slot()["pid"])
     for generation in (2, 3):
         standby = service.wait_standby()
         assert [slot["pid"] for slot in server.workers()["workers"]] != [standby]
@@ -126,7 +137,8 @@ def test_it_takes_the_place_of_a_worker(start: Callable[..., Service]) -> None:
         assert found[0] == str(standby)
         assert found[1].endswith(f"/0-{generation}")
         assert found[2:] == ["-1", str(allowed_cores())]
-        assert service.imports_of(standby) == 1
+        assert service.imports_of(standby) == (1 if method == "spawn" else 0)
+        assert open_descriptors(standby) == descriptors
     assert server.stop() == 0
 
 
@@ -169,10 +181,13 @@ def test_it_is_used_before_it_has_imported_the_source(start: Callable[..., Servi
     assert service.server.run("where", "a")["result"]["text"].startswith(f"{standby} ")
 
 
+@METHODS
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_one_that_is_killed_or_stopped(start: Callable[..., Service], number: int) -> None:
-    """The next worker is a fresh interpreter; the one after it has a standby again."""
-    service = start()
+def test_one_that_is_killed_or_stopped(
+    start: Callable[..., Service], number: int, method: str
+) -> None:
+    """The next worker is another process; the one after it has a standby again."""
+    service = start(method=method)
     standby = service.wait_standby()
     os.kill(standby, number)
     if number == signal.SIGKILL:
@@ -205,8 +220,9 @@ def test_one_that_cannot_import_the_source(start: Callable[..., Service]) -> Non
     assert service.imports() == before + 3
 
 
-def test_it_ends_with_its_template(start: Callable[..., Service]) -> None:
-    service = start()
+@METHODS
+def test_it_ends_with_its_template(start: Callable[..., Service], method: str) -> None:
+    service = start(method=method)
     standby, template = service.wait_standby(), service.template()
     os.kill(template, signal.SIGKILL)
     wait_until(lambda: is_gone(standby), "the standby is gone", 5)
@@ -215,12 +231,10 @@ def test_it_ends_with_its_template(start: Callable[..., Service]) -> None:
     assert service.wait_standby() != standby
 
 
-@pytest.mark.parametrize(
-    "settings", [{"OGPU_STANDBY": 0}, {"OGPU_START_METHOD": "fork"}], ids=["off", "fork"]
-)
-def test_there_is_none(start: Callable[..., Service], settings: dict[str, object]) -> None:
-    """Where it is turned off, and where a fork is cheaper than any."""
-    service = start(**settings)
+@METHODS
+def test_there_is_none(start: Callable[..., Service], method: str) -> None:
+    """Where it is turned off."""
+    service = start(method=method, OGPU_STANDBY=0)
     service.kill_worker()
     assert service.server.run("where", "a")["state"] == "succeeded"
     (worker,) = psutil.Process(service.template()).children()

@@ -41,7 +41,7 @@ def is_gone(pid: int) -> bool:
 
 
 def is_standby(process: psutil.Process) -> bool:
-    """Return whether a process is an interpreter that waits to become a worker."""
+    """Return whether a process waits to become a worker."""
     with suppress(psutil.NoSuchProcess):
         return process.cmdline()[:1] == ["ogpu-service: standby"]
     return False

@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     )
     standby: bool = Field(
         default=True,
-        description="where workers are spawned, one interpreter more has the source imported and "
-        "prepared, and waits, so that a kill costs @init alone; it takes the memory of that",
+        description="one process more has the source imported and prepared, and waits, so that a "
+        "kill costs @init alone; spawned, it takes the memory of that, and forked some 2 MB",
     )
     task_timeout: float | None = Field(
         None,
