@@ -59,10 +59,11 @@ def take_census(stage: Stage) -> Census:
 def check_nothing_left(stage: Stage, before: Census) -> None:
     """The pool is whole, and what the row brought into the world is gone, soon."""
     stage.wait_whole()
-    with contextlib.suppress(AssertionError):
+    try:
         wait_until(lambda: not left_behind(stage, before), "nothing is left", 10)
-    left = left_behind(stage, before)
-    assert left == [], left
+    except AssertionError:
+        left = left_behind(stage, before)
+        assert left == [], left
 
 
 def left_behind(stage: Stage, before: Census) -> list[str]:

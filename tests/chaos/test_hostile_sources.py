@@ -235,7 +235,7 @@ def test_a_poisonous_order_is_not_given_for_ever(start_server: StartServer) -> N
     """Three workers that died before they took a task are enough: `interrupted`."""
     at_import = (
         "import ogpu.service.worker.loop\n"
-        "ogpu.service.worker.loop._Worker.serve = lambda self: time.sleep(0.2) or os._exit(3)"
+        "ogpu.service.worker.loop.Worker.serve = lambda *_: time.sleep(0.2) or os._exit(3)"
     )
     server = start_server(source(at_import))
     server.post("echo", "poison", {"text": "x"})
