@@ -79,7 +79,7 @@ class Dispatcher:
         self.queue = TaskQueue(journal, background, settings.queue_timeout, self)
         self._batches = Batches(self.queue, handlers, background, self.dispatch, settings)
         self._orders = Orders(self._graces_s)
-        self._ahead = Ahead(
+        self.ahead = Ahead(
             lives.slots,
             (self.queue, self._batches, self._orders),
             journal,
@@ -170,7 +170,7 @@ class Dispatcher:
         """Prepare for the end; ``is_kept``: what waits is run by the next start, and not now."""
         self._is_closed = is_kept
         if is_kept:
-            self._ahead.take_back_all()
+            self.ahead.take_back_all()
         self._batches.close_windows()
         self.dispatch()
 
@@ -178,17 +178,17 @@ class Dispatcher:
         """Give tasks to the slots that are ready."""
         if self._is_closed:
             return
-        self._ahead.take_back_overdue()
+        self.ahead.take_back_overdue()
         for slot in self._lives.slots:
             if slot.state is SlotState.READY:
                 if not self.queue:
-                    self._ahead.take_back_all()
+                    self.ahead.take_back_all()
                 tasks = self._batches.take()
                 if not tasks:
                     return
                 self._give(slot, tasks)
         if self.queue:
-            self._ahead.fill()
+            self.ahead.fill()
 
     def _give(self, slot: Slot, tasks: list[Task]) -> None:
         process = slot.process
@@ -238,7 +238,7 @@ class Dispatcher:
         """Let the task of an order ahead run: its worker has taken it."""
         process = slot.process
         assert process is not None
-        task = slot.tasks[run] = self._ahead.begin(slot, run)
+        task = slot.tasks[run] = self.ahead.begin(slot, run)
         process.note_orders(1)
         self._start_clock(slot, process, [task])
         self._journal.start(task, process.reference, datetime.now(timezone.utc))
@@ -268,32 +268,26 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """How many tasks wait for a worker."""
-        return len(self.queue) + self._ahead.waiting
-
-    def take_back_ahead(self, slot: Slot) -> bool:
-        """Queue again what a worker has not begun; return whether there was nothing else."""
-        return self._ahead.take_back(slot)
-
-    def take_back_first_ahead(self, slot: Slot) -> bool:
-        """Queue again what a worker that has ended a task runs next; False: it has begun that."""
-        return self._ahead.take_back_first(slot)
+        return len(self.queue) + self.ahead.waiting
 
     def return_ahead(self, slot: Slot) -> None:
         """Queue again what a worker that is gone has not begun."""
-        self._ahead.return_all(slot)
+        if slot.ahead:
+            self.ahead.return_all(slot)
+            self._background.call_later(0, self.dispatch)  # after what is to be first in line
 
     def _is_being_taken(self, task: Task) -> bool:
         """Have a task that waits in the queue again; True: its worker has taken it just now."""
-        holder = self._ahead.holder_of(task)
-        if holder is None or self._ahead.take_back(holder):
+        holder = self.ahead.holder_of(task)
+        if holder is None or self.ahead.take_back(holder):
             return False
         if holder.process is not None:
             holder.process.hear()
-        return self._ahead.holder_of(task) is not None
+        return self.ahead.holder_of(task) is not None
 
     def _has_gone_on(self, slot: Slot, task: Task) -> bool:
         """Take orders ahead back; tell whether the worker has ended its task before that."""
-        if self._ahead.take_back(slot):
+        if self.ahead.take_back(slot):
             return False
         assert slot.process is not None
         slot.process.hear()

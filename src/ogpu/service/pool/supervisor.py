@@ -280,7 +280,7 @@ class Supervisor:
         """Return which order ahead a worker has gone on to; None: it waits for the next one."""
         took = answer.took if isinstance(answer, wire.Done) else None
         if took is None:
-            if not self._dispatcher.take_back_first_ahead(slot):
+            if not self._dispatcher.ahead.take_back_first(slot):
                 raise WireError("it took an order ahead, and does not say so")
         elif took not in slot.ahead or len(slot.tasks) > 1:
             raise WireError(f"it cannot have taken the order {took}")
@@ -289,10 +289,11 @@ class Supervisor:
     def _go_on(self, slot: Slot) -> None:
         """Let a worker that has answered have the next task, or be replaced."""
         slot.move(SlotState.READY)
-        if not self._lives.recycle_if_wanted(slot):
-            self.guard(self._dispatcher.dispatch)
-        if slot.state is not SlotState.BUSY:
-            self._dispatcher.take_back_ahead(slot)
+        if self._lives.recycle_if_wanted(slot):
+            self._dispatcher.ahead.take_back(slot)
+        self.guard(self._dispatcher.dispatch)
+        if slot.state is SlotState.READY:
+            self._dispatcher.ahead.take_back(slot)
 
     def _on_progress(self, slot: Slot, message: wire.Progressed) -> None:
         task = slot.tasks.get(message.run)
