@@ -37,7 +37,6 @@ from ..errors import WireError
 from ..processes import become_subreaper, die_with_parent, state_of
 from . import output, spawned, stacks, threads
 from .loop import run_worker
-from .rehearsal import rehearse
 
 SignalHandler = Callable[[int, FrameType | None], Any] | int
 Tell = Callable[[wire.Launched, list[int]], None]
@@ -206,6 +205,8 @@ class Births:
             stacks.arm(stacks_fd)
             threads.hold_to_share(order.environment)  # which is the same for every slot
             if isinstance(order, wire.Standby):
+                from .rehearsal import rehearse  # noqa: PLC0415 - its model takes a start 1 ms
+
                 setproctitle.setproctitle("ogpu-service: standby")
                 rehearse()
                 order = spawned.wait_for_launch(channel)
