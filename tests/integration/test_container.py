@@ -89,8 +89,8 @@ def test_the_life_of_a_container(
     orphans = "for i in 1 2 3; do (sleep 0.05; true) & done"
     assert container.execute("sh", "-c", orphans).returncode == 0
     container.wait_ready()
-    # PID 1, the template, a worker and the standby; and the front, where an init is PID 1.
-    expected = 4 + bool(init)
+    # PID 1, the template and a worker; and the front, where an init is PID 1.
+    expected = 3 + bool(init)
     wait_until(lambda: len(container.processes()) == expected, "nothing else is left")
     assert all(zombies(process.pid) == [] for process in container.processes())
 

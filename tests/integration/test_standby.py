@@ -74,6 +74,10 @@ class Service:
         source = SOURCE.format(**{name: str(path) for name, path in paths.items()})
         defaults = {"OGPU_START_METHOD": method, "OGPU_GPUS": "none"}
         self.server = start_server(source, **{**defaults, **settings})
+        if method == "fork":  # there is none before the first worker has been replaced
+            assert self.standbys() == []
+            self.kill_worker()
+            self.wait_whole()
 
     def template(self) -> int:
         return int(re.findall(r"template: pid (\d+)", self.server.log)[-1])
@@ -129,7 +133,8 @@ def test_it_takes_the_place_of_a_worker(start: Callable[..., Service], method: s
     service = start(method=method)
     server = service.server
     descriptors = open_descriptors(server.slot()["pid"])
-    for generation in (2, 3):
+    first = server.slot()["generation"] + 1
+    for generation in (first, first + 1):
         standby = service.wait_standby()
         assert [slot["pid"] for slot in server.workers()["workers"]] != [standby]
         assert server.run("dies", f"dies-{generation}")["error"]["reason"] == "worker_died"

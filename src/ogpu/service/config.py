@@ -97,7 +97,8 @@ class Settings(BaseSettings):
     standby: bool = Field(
         default=True,
         description="one process more has the source imported and prepared, and waits, so that a "
-        "kill costs @init alone; spawned, it takes the memory of that, and forked some 5 MB",
+        "kill costs @init alone; spawned, it takes the memory of that; forked, some 5 MB, and it "
+        "is made after the first kill",
     )
     task_timeout: float | None = Field(
         None,

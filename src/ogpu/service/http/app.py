@@ -5,10 +5,10 @@ Runs in the front.
 1. Without the key, where there is one: 401.
 2. ``POST /run`` goes to the plain ASGI endpoint of ``run.py``. What arrives whole takes an even
    shorter way there (``Application.begin``).
-3. The calls of ``health.py``, which have no parameters, are called.
-4. Anything else (``/tasks``, the documentation, what is not there) goes to FastAPI (``routes.py``).
-   It is made for the first of these, beside the event loop: to import it takes 0.1 s, of which a
-   start has none, and 15 MB, which a service that only runs tasks and calls back never needs.
+3. The calls of ``health.py``, and those of ``tasks.py`` without a query, are called.
+4. Anything else (a query, events, the documentation, what is not there) goes to FastAPI
+   (``routes.py``). It is made for the first of these, beside the event loop: to import it takes
+   0.1 s, of which a start has none, and 15 MB, which many services never need.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..config import Settings
+from ..errors import JournalError
 from ..handler import Handler
 from .auth import KeyCheck
 from .health import PoolCalls
+from .problem import unavailable
 from .protocol import Answer
 from .rooms import Rooms
 from .run import Reply, RunCall, RunEndpoint
+from .tasks import TaskCalls, TaskFinder
 from .whole import BegunRequest, Headers, WholeRequest
 
 if TYPE_CHECKING:
@@ -68,13 +72,14 @@ class Application:
         self,
         endpoints: dict[str, RunEndpoint],
         unknown: RunEndpoint,
-        pool: PoolCalls,
+        calls: tuple[PoolCalls, TaskCalls],
         routes: Routes,
         key: KeyCheck | None,
     ) -> None:
         self._endpoints = endpoints
         self._unknown = unknown
-        self._calls = pool.calls()
+        pool, self._tasks = calls
+        self._pool = pool.calls()
         self._routes = routes
         self._key = key
 
@@ -106,13 +111,25 @@ class Application:
                 if endpoint is not None:
                     await endpoint(scope, receive, send)
                     return
-                call = self._calls.get((scope["method"], scope["path"]))
-                response = None if call is None else await call()
+                response = await self._called(scope)
             if response is not None:
                 await response(scope, receive, send)
                 return
         routes = await self._routes.get()
         await routes(scope, receive, send)
+
+    async def _called(self, scope: Scope) -> Response | None:
+        method, path = scope["method"], scope["path"]
+        call = self._pool.get((method, path))
+        if call is not None:
+            return await call()
+        answer = None if scope["query_string"] else self._tasks.plain(method, path)
+        if answer is None:
+            return None
+        try:
+            return await answer
+        except JournalError as error:
+            return unavailable(error)
 
     def _endpoint(self, scope: Scope) -> RunEndpoint | None:
         if scope["method"] != "POST":
@@ -138,17 +155,20 @@ def create_app(settings: Settings, handlers: dict[str, Handler], rooms: Rooms) -
         )
 
     pool = PoolCalls(rooms.supervisor, rooms.journal, rooms.metrics)
+    finder = TaskFinder(rooms.journal)
+    tasks = TaskCalls(finder, rooms.journal, rooms.supervisor, rooms.outbox)
     key = settings.api_key
 
     def make_routes() -> FastAPI:
         from .routes import create_routes  # noqa: PLC0415 - see the module's docstring
 
-        return create_routes(handlers.values(), rooms, pool, needs_key=key is not None)
+        calls = (pool, finder, tasks)
+        return create_routes(handlers.values(), rooms, calls, needs_key=key is not None)
 
     return Application(
         {name: endpoint(handler) for name, handler in handlers.items()},
         unknown=endpoint(None),
-        pool=pool,
+        calls=(pool, tasks),
         routes=Routes(make_routes),
         key=None if key is None else KeyCheck(key.get_secret_value()),
     )

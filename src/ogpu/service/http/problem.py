@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from ..errors import JournalError
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -32,6 +34,14 @@ class Problem:
         }
         headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
         return Response(to_json(body), self.status, headers, "application/problem+json")
+
+
+def unavailable(error: JournalError) -> Response:
+    """Return the answer where the journal cannot be used at present."""
+    detail = str(error)
+    return JOURNAL_UNAVAILABLE.response(
+        detail[:1].upper() + detail[1:] + "; try again later.", retry_after_s=1
+    )
 
 
 UNKNOWN_FUNCTION = Problem(404, "unknown-function", "Unknown function")

@@ -23,13 +23,17 @@ from ..handler import Handler
 from . import schema
 from .events import EventCalls
 from .health import PoolCalls
-from .problem import JOURNAL_UNAVAILABLE, Problem
+from .problem import Problem, unavailable
 from .rooms import Rooms
 from .tasks import TaskCalls, TaskFinder
 
 
 def create_routes(
-    handlers: Iterable[Handler], rooms: Rooms, pool: PoolCalls, *, needs_key: bool
+    handlers: Iterable[Handler],
+    rooms: Rooms,
+    calls: tuple[PoolCalls, TaskFinder, TaskCalls],
+    *,
+    needs_key: bool,
 ) -> FastAPI:
     """Build FastAPI's application."""
     app = FastAPIOffline(
@@ -40,16 +44,15 @@ def create_routes(
     )
     for handler in handlers:
         _document_run(app, handler)
-    _add_calls(app, rooms, pool)
+    _add_calls(app, rooms, calls)
     app.add_exception_handler(HTTPException, _as_problem)
     app.add_exception_handler(JournalError, _as_unavailable)
     schema.complete(app, needs_key=needs_key)
     return app
 
 
-def _add_calls(app: FastAPI, rooms: Rooms, pool: PoolCalls) -> None:
-    finder = TaskFinder(rooms.journal)
-    tasks = TaskCalls(finder, rooms.journal, rooms.supervisor, rooms.outbox)
+def _add_calls(app: FastAPI, rooms: Rooms, calls: tuple[PoolCalls, TaskFinder, TaskCalls]) -> None:
+    pool, finder, tasks = calls
     events = EventCalls(finder, rooms.journal, rooms.supervisor, rooms.events)
     one = "/tasks/{task_address}"
     _add(app, "GET", "/tasks", tasks.page, schema.PAGE)
@@ -119,7 +122,5 @@ async def _as_problem(request: Request, error: Exception) -> Response:
 
 
 async def _as_unavailable(_: Request, error: Exception) -> Response:
-    detail = str(error)
-    return JOURNAL_UNAVAILABLE.response(
-        detail[:1].upper() + detail[1:] + "; try again later.", retry_after_s=1
-    )
+    assert isinstance(error, JournalError)
+    return unavailable(error)

@@ -1,13 +1,16 @@
 """The calls about tasks: get, list, cancel, logs, callback again.
 
-Runs in the front. FastAPI reads the parameters and their documentation off the signatures.
+Runs in the front. FastAPI reads the parameters and their documentation off the signatures; what is
+asked without any is called without it (``TaskCalls.plain``).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import Query
+from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
 from ..journal import Journal
@@ -23,8 +26,9 @@ MAX_PAGE = 1000
 # A page with more than this in it ends early; `next_cursor` leads to the rest.
 _MOST_PAGE_BYTES = 8 * 1024 * 1024
 
+_PLAIN = re.compile(r"/tasks/([A-Za-z0-9._:-]+)(/logs|/callback)?")
 FunctionQuery = Annotated[
-    str | None, Query(description="which task, where several functions have one of this address")
+    str | None, Field(description="which task, where several functions have one of this address")
 ]
 
 
@@ -61,6 +65,20 @@ class TaskCalls:
         self._journal = journal
         self._supervisor = supervisor
         self._outbox = outbox
+        self._plain = {
+            ("GET", None): self.get,
+            ("DELETE", None): self.cancel,
+            ("GET", "/logs"): self.logs,
+            ("POST", "/callback"): self.callback,
+        }
+
+    def plain(self, method: str, path: str) -> Awaitable[Response] | None:
+        """Return the call that a path without a query means; None: FastAPI will know."""
+        if (method, path) == ("GET", "/tasks"):
+            return self.page()
+        match = _PLAIN.fullmatch(path)
+        call = None if match is None else self._plain.get((method, match[2]))
+        return None if match is None or call is None else call(match[1])
 
     async def get(self, task_address: str, function: FunctionQuery = None) -> Response:
         """Return the task: its state, and its result or its error."""
@@ -70,10 +88,10 @@ class TaskCalls:
     async def page(
         self,
         state: TaskState | None = None,
-        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+        limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50,
         cursor: Annotated[
             str | None,
-            Query(pattern="^[0-9]{1,18}$", description="`next_cursor` of the page before"),
+            Field(pattern="^[0-9]{1,18}$", description="`next_cursor` of the page before"),
         ] = None,
     ) -> Response:
         """Return tasks, newest first; a large page ends early, and `next_cursor` leads on."""

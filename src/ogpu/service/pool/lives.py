@@ -8,7 +8,8 @@ supervisor's business (``LifeEvents``).
 2. A worker that is well is to be replaced (``recycle``): between two tasks, and one slot at a time
    where it can go on that long.
    When all slots are filled, a standby is ordered: the next worker then costs its @init, and not
-   a fork, or the import of the source where workers are spawned.
+   the import of the source where workers are spawned. Where they are forked, it saves the fork, and
+   is ordered when a worker has been replaced for the first time.
 3. A worker is gone: its slot is filled again, at once where it had been of use, else after a
    back-off; not before the memory of its GPU is back (``reclaim.py``). One that never became ready,
    or whose device does not answer any more, is a setback.
@@ -238,6 +239,8 @@ class Lives:
         # none where there is to be none, when it imports the source.
         environment = self._devices.plans[0].environment
         imports = self._launcher.method == "spawn"
+        if not imports and all(slot.generation == 1 for slot in self.slots):
+            return  # a service whose workers never end has no use for it, and saves its memory
         temp_dir = self._scratch.make_for_standby() if imports else None
         self._launcher.order_standby(temp_dir, environment)
 
