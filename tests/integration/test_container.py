@@ -14,7 +14,7 @@ import pytest
 
 from support.container import SHM_BYTES, Container
 from support.image import Dockerfile, compose_service, seconds
-from support.processes import is_gone, zombies
+from support.processes import is_gone, is_standby, zombies
 from support.server import SOURCES
 from support.waiting import wait_until
 
@@ -89,9 +89,13 @@ def test_the_life_of_a_container(
     orphans = "for i in 1 2 3; do (sleep 0.05; true) & done"
     assert container.execute("sh", "-c", orphans).returncode == 0
     container.wait_ready()
-    # PID 1, the template and a worker; and the front, where an init is PID 1.
+    # PID 1, the template and a worker; and the front, where an init is PID 1. And the standby.
     expected = 3 + bool(init)
-    wait_until(lambda: len(container.processes()) == expected, "nothing else is left")
+
+    def nothing_else() -> bool:
+        return len([p for p in container.processes() if not is_standby(p)]) == expected
+
+    wait_until(nothing_else, "nothing else is left")
     assert all(zombies(process.pid) == [] for process in container.processes())
 
     container.call("POST", "/run/sleep/last", {"number": 0.3})

@@ -43,7 +43,8 @@ def is_gone(pid: int) -> bool:
 def is_standby(process: psutil.Process) -> bool:
     """Return whether a process waits to become a worker."""
     with suppress(psutil.NoSuchProcess):
-        return process.cmdline()[:1] == ["ogpu-service: standby"]
+        # (A title without a zero at its end is cut into words by psutil.)
+        return " ".join(process.cmdline()) == "ogpu-service: standby"
     return False
 
 

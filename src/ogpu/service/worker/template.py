@@ -222,9 +222,6 @@ class Template:
             return
         if pid is not None:
             self._burials.standbys.add(pid)
-            # The fork has left every page here to be copied at the first write. A burial is
-            # waited for, so its pages are copied now: this is one of nobody.
-            signal.raise_signal(signal.SIGCHLD)
 
     def _bury_standby(self, pid: int, code: int) -> None:
         self._tell(wire.StandbyLost(self._births.bury_standby(pid, code)))
