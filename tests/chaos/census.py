@@ -12,8 +12,8 @@ from support.waiting import wait_until
 
 from .stage import Stage
 
-# Large answers pass through the front, and its allocator keeps some of that: up to 64 MiB at its end
-# (`_keep_memory` in front.py), and what lies between pieces that are in use.
+# Large answers pass through the front, and its allocator keeps some of that: up to 64 MiB at its
+# end (`_keep_memory` in front.py), and what lies between pieces that are in use.
 RSS_SLACK_BYTES = 96 * 2**20
 KEPT_CONNECTIONS = 1  # our own
 _OF_A_STANDBY = 4  # the template keeps its channel, its output, its stacks and its pidfd

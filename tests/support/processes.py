@@ -43,8 +43,8 @@ def is_gone(pid: int) -> bool:
 def is_standby(process: psutil.Process) -> bool:
     """Return whether a process waits to become a worker."""
     with suppress(psutil.NoSuchProcess):
-        # (A title without a zero at its end is cut into words by psutil.)
-        return " ".join(process.cmdline()) == "ogpu-service: standby"
+        # Psutil makes one word of a title that is shorter than the arguments were, or two.
+        return " ".join(process.cmdline()).split() == ["ogpu-service:", "standby"]
     return False
 
 
