@@ -28,7 +28,7 @@ class AheadSocket:
         """Lay down an order, with its input; return whether there was room."""
         try:
             self._writing.send(wire.encode_frame(order, given), socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        except OSError:  # the worker has enough (EAGAIN), or the kernel has no room
             return False
         return True
 

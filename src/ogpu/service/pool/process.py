@@ -100,9 +100,11 @@ class WorkerProcess(asyncio.Protocol):
 
     def share_ahead(self) -> None:
         """Let the worker take orders ahead; call it once, before it has any order."""
-        # It has said that it is ready, and may have died since.
-        with contextlib.suppress(OSError):
+        try:
             self.ahead.share(self._channel)
+        except OSError:  # there is no room for a descriptor on its way, or it has died since
+            with contextlib.suppress(OSError):
+                self._channel.send(b"\0")  # it takes orders one by one
 
     def send(self, orders: list[tuple[wire.Run, bytes]]) -> None:
         """Send orders; what does not fit into the socket at once is sent as the worker reads."""

@@ -6,6 +6,7 @@ nobody has read it (``pool/ahead.py``).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -26,11 +27,15 @@ class OrdersAhead:
 
     def __init__(self, channel: socket.socket) -> None:
         _, descriptors, _, _ = socket.recv_fds(channel, 1, 1, socket.MSG_CMSG_CLOEXEC)
-        self._socket: socket.socket | None = None  # the front has gone
+        # None: the front has gone, or there was no room for the descriptor.
+        self._socket: socket.socket | None = None
         if descriptors:
-            kept = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD_CLOEXEC, _LEAST_KEPT)
-            os.close(descriptors[0])
-            self._socket = socket.socket(fileno=kept)
+            (descriptor,) = descriptors
+            with contextlib.suppress(OSError):  # a source may have used up all of them
+                kept = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LEAST_KEPT)
+                os.close(descriptor)
+                descriptor = kept
+            self._socket = socket.socket(fileno=descriptor)
         self._decoder = wire.FrameDecoder(wire.MAX_AHEAD_BYTES)
 
     def close(self) -> None:
