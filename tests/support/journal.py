@@ -79,7 +79,6 @@ class FrailDatabase(Database):
     """A database whose disk is full while ``is_full``, hangs without ``hold``, and that counts."""
 
     is_full = False
-    was_full = False  # when it was asked last
     commits = 0
     prunes = 0
     refusals = 0
@@ -110,7 +109,6 @@ class FrailDatabase(Database):
 
     def _check(self) -> None:
         assert self.hold.wait(20)
-        self.was_full = self.is_full
         if self.is_full:
             self.refusals += 1
             raise sqlite3.OperationalError(FULL)

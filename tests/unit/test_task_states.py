@@ -7,6 +7,7 @@ the end), opened by another journal; what the first one had in memory is gone.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from dataclasses import replace
@@ -148,11 +149,17 @@ class JournalMachine(RuleBasedStateMachine):
         run = self.runs[which % len(self.runs)]
         try:
             self.run(self.journal.stored(run.task))
-        except JournalError:  # there may be room since then: the next try will find it
-            assert self.life.database.was_full
-        else:
-            if not run.was_told:
-                run.settle()
+        except JournalError:
+            if self.life.database.is_full or run not in self.runs:
+                return
+            self.run(self.room_is_known())  # there is some, and it has not heard of that yet
+            self.run(self.journal.stored(run.task))
+        if not run.was_told:
+            run.settle()
+
+    async def room_is_known(self) -> None:
+        while self.journal.trouble is not None:
+            await asyncio.sleep(0)
 
     def move(self, task: Task, state: TaskState, result: bytes) -> None:
         if state is TaskState.RUNNING:
