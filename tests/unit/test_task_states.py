@@ -158,7 +158,7 @@ class JournalMachine(RuleBasedStateMachine):
             run.settle()
 
     async def room_is_known(self) -> None:
-        while self.journal.trouble is not None:
+        while self.journal.trouble is not None:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0)
 
     def move(self, task: Task, state: TaskState, result: bytes) -> None:
