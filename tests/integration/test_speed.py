@@ -24,8 +24,8 @@ import pytest
 from support.waiting import wait_until
 
 CONNECTIONS, TURNS, REQUESTS = 32, 3, 1600
-# Measured: 0.80 to 0.90 (2 CPUs, AMD EPYC, CPython 3.11); 1.15 to 1.42 without orders ahead, and 2.27
-# before it was made faster.
+# Measured: 0.80 to 0.90 (2 CPUs, AMD EPYC, CPython 3.11); 1.15 to 1.42 without orders ahead, and
+# 2.27 before it was made faster.
 MOST = 1.2
 
 REQUEST = (
