@@ -12,9 +12,9 @@ from support.waiting import wait_until
 
 from .stage import Stage
 
-# Large answers pass through the front, and its allocator keeps some of that: up to 64 MiB at its
-# end (`_keep_memory` in front.py), and what lies between pieces that are in use.
-RSS_SLACK_BYTES = 96 * 2**20
+# Large answers pass through the front, and its allocator keeps some of that: 30 MB after 20 of
+# them, and no more after 200.
+RSS_SLACK_BYTES = 64 * 2**20
 KEPT_CONNECTIONS = 1  # our own
 _OF_A_STANDBY = 4  # the template keeps its channel, its output, its stacks and its pidfd
 
